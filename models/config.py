@@ -1,0 +1,137 @@
+"""Which network does a Hugging Face `config.json` describe, in the few numbers that we trace by?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hjgc.plan_format.errors import InputError
+
+SUPPORTED = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of the low rotary frequencies (`rope_type: llama3`)."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shapes and switches of one LLaMA-family decoder. Sizes count elements, not bytes."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    norm_epsilon: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tied_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """Read `folder/config.json`. Raises InputError for a file that is missing, unreadable or of another family."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "expected a Hugging Face model folder with config.json, found none") from None
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"expected a JSON file, found {error}") from None
+    if not isinstance(raw, dict):
+        raise InputError(path, f"expected a JSON object, found {type(raw).__name__}")
+    return parse_config(raw, path)
+
+
+def parse_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
+    """Build the config from a parsed `config.json`; `path` is only for messages."""
+    model_type = raw.get("model_type")
+    if model_type not in SUPPORTED:
+        raise InputError(
+            path,
+            f"expected one of {', '.join(SUPPORTED)}, found {model_type!r}",
+            field="model_type",
+            next_step="export the model with its own exporter, then run `hjgc compile model.onnx`",
+        )
+    _refuse_unsupported(raw, path)
+    heads = _integer(raw, "num_attention_heads", path)
+    hidden = _integer(raw, "hidden_size", path)
+    kv_heads = _integer(raw, "num_key_value_heads", path, heads)
+    head_dim = raw.get("head_dim") or hidden // heads
+    if heads % kv_heads:
+        raise InputError(path, f"expected a divisor of {heads}, found {kv_heads}", field="num_key_value_heads")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    return DecoderConfig(
+        model_type=model_type,
+        vocab_size=_integer(raw, "vocab_size", path),
+        hidden_size=hidden,
+        intermediate_size=_integer(raw, "intermediate_size", path),
+        layers=_integer(raw, "num_hidden_layers", path),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=_integer(raw, "max_position_embeddings", path, 2048),
+        norm_epsilon=float(raw.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        rope_scaling=_rope_scaling(rope, path),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=bool(raw.get("attention_bias", model_type == "qwen2")),
+        output_bias=bool(raw.get("attention_bias", False)) and model_type in ("llama", "qwen3"),
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        qk_norm=model_type == "qwen3",
+    )
+
+
+def _refuse_unsupported(raw: dict[str, Any], path: Path) -> None:
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(path, f"expected 'silu', found {raw['hidden_act']!r}", field="hidden_act")
+    window = raw.get("sliding_window")
+    uses_window = raw.get("use_sliding_window", raw["model_type"] == "mistral")
+    if window and uses_window and window < raw.get("max_position_embeddings", 2048):
+        raise InputError(
+            path,
+            f"expected no window, or one of at least max_position_embeddings, found {window}",
+            field="sliding_window",
+            next_step="set sliding_window to null if prompts and answers stay shorter than it",
+        )
+
+
+def _integer(raw: dict[str, Any], name: str, path: Path, default: int | None = None) -> int:
+    value = raw.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(path, f"expected a positive integer, found {value!r}", field=name)
+    return value
+
+
+def _rope_scaling(rope: dict[str, Any], path: Path) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise InputError(path, f"expected 'default' or 'llama3', found {kind!r}", field="rope_scaling.rope_type")
+    try:
+        return RopeScaling(
+            factor=float(rope["factor"]),
+            low_frequency_factor=float(rope["low_freq_factor"]),
+            high_frequency_factor=float(rope["high_freq_factor"]),
+            original_context=int(rope["original_max_position_embeddings"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(path, f"expected the four llama3 numbers, found {error!r}", field="rope_scaling") from None
