@@ -1,0 +1,61 @@
+"""Attention: causal, scaled dot-product, of this call's queries over the whole cache so far, heads grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hjgc.plan_format.ops.declaration import PARAMETERS, Dims, Op, read, write
+
+
+def attend(query: Any, key: Any, value: Any, start: int, scale: float) -> Any:
+    """query [Q, M, D] over key and value [G, L, D], L = start + M: [Q, M, D]. Row i sees the first start + i + 1."""
+    import torch
+    import torch.nn.functional as F
+
+    heads, rows, size = query.shape
+    groups = heads // key.shape[0]
+    if rows == 1:
+        stacked = query.reshape(1, key.shape[0], groups, size)
+        return F.scaled_dot_product_attention(stacked, key[None], value[None], scale=scale).view(heads, 1, size)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    mask = None
+    if start:
+        mask = torch.ones(rows, start + rows, dtype=torch.bool).tril(start)
+    return F.scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=mask, is_causal=mask is None, scale=scale
+    )[0]
+
+
+def reference(query: Any, key_cache: Any, value_cache: Any, parameters: Any, y: Any, *, scale: float) -> None:
+    heads, rows, size = query.shape
+    start = parameters.start
+    key, value = key_cache[:, : start + rows], value_cache[:, : start + rows]
+    result = attend(query, key.to(query.dtype), value.to(query.dtype), start, scale)
+    y.view(rows, heads, size).copy_(result.transpose(0, 1))
+
+
+def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
+    del attributes
+    if dims["A"] != dims["Q"] * dims["D"]:
+        return f"expected output columns heads x head size, found {dims['A']}"
+    return None if dims["Q"] % dims["G"] == 0 else f"expected heads a multiple of kv heads, found {dims['Q']}, {dims['G']}"
+
+
+OP = Op(
+    name="attention",
+    summary="y = softmax(scale * query @ key.T, causal) @ value",
+    roles=(
+        read("query", "Q M D"),
+        read("key_cache", "G C D", "cache"),
+        read("value_cache", "G C D", "cache"),
+        PARAMETERS,
+        write("y", "M A"),
+    ),
+    attributes={"scale": float},
+    reference=reference,
+    flops=lambda d: 4 * d["Q"] * d["D"] * d["M"] * (d["start"] + d["M"]),
+    bytes_moved=lambda d, item: 2 * (d["M"] * d["A"] + d["G"] * d["D"] * (d["start"] + d["M"])) * item,
+    relations=relations,
+)

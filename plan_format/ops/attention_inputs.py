@@ -1,0 +1,82 @@
+"""Attention inputs: normalise, project to query, key and value, rotate, and append key and value to the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hjgc.plan_format.ops.declaration import PARAMETERS, Dims, Op, constant, read, update, write
+from hjgc.plan_format.ops.linear import multiply
+from hjgc.plan_format.ops.rms_norm import normalise
+
+
+def rotate(x: Any, cos: Any, sin: Any) -> Any:
+    """Rotate the two halves of the last axis of x [M, heads, D] by cos, sin [M, D/2] (the layout LLaMA uses)."""
+    import torch
+
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def reference(
+    x: Any,
+    norm_weight: Any,
+    weight: Any,
+    bias: Any,
+    query_norm: Any,
+    key_norm: Any,
+    cos: Any,
+    sin: Any,
+    parameters: Any,
+    query: Any,
+    key_cache: Any,
+    value_cache: Any,
+    *,
+    epsilon: float,
+    head_norm_epsilon: float,
+) -> None:
+    heads, (kv_heads, _, size) = query.shape[0], key_cache.shape
+    rows, start = x.shape[0], parameters.start
+    qkv = multiply(normalise(x, norm_weight, epsilon), weight, bias).view(rows, heads + 2 * kv_heads, size)
+    q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    if query_norm is not None:
+        q, k = normalise(q, query_norm, head_norm_epsilon), normalise(k, key_norm, head_norm_epsilon)
+    query.copy_(rotate(q, cos, sin).transpose(0, 1))
+    key_cache[:, start : start + rows] = rotate(k, cos, sin).transpose(0, 1)
+    value_cache[:, start : start + rows] = v.transpose(0, 1)
+
+
+def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
+    del attributes
+    if dims["N"] != (dims["Q"] + 2 * dims["G"]) * dims["D"]:
+        return f"expected weight rows (heads + 2 x kv heads) x head size, found {dims['N']}"
+    if dims["D"] != 2 * dims["F"]:
+        return f"expected head size twice the frequencies, found {dims['D']} and {dims['F']}"
+    return None if dims["Q"] % dims["G"] == 0 else f"expected heads a multiple of kv heads, found {dims['Q']}, {dims['G']}"
+
+
+OP = Op(
+    name="attention_inputs",
+    summary="q, k, v = rotate(rms_norm(x) @ weight.T + bias); key_cache, value_cache += k, v",
+    roles=(
+        read("x", "M H"),
+        constant("norm_weight", "H"),
+        constant("weight", "N H"),
+        constant("bias", "N", optional=True),
+        constant("query_norm", "D", optional=True),
+        constant("key_norm", "D", optional=True),
+        read("cos", "M F", "float32"),
+        read("sin", "M F", "float32"),
+        PARAMETERS,
+        write("query", "Q M D"),
+        update("key_cache", "G C D", "cache"),
+        update("value_cache", "G C D", "cache"),
+    ),
+    attributes={"epsilon": float, "head_norm_epsilon": float},
+    reference=reference,
+    flops=lambda d: 2 * d["M"] * d["N"] * d["H"],
+    bytes_moved=lambda d, item: (d["N"] * d["H"] + d["M"] * (d["H"] + d["N"])) * item,
+    relations=relations,
+)

@@ -1,0 +1,92 @@
+"""What does an op declare, so that plans can be checked, costed and run without knowing which op it is?
+
+A role's shape is written in letters: `M H` has two axes. A letter stands for one size throughout a launch; an axis may
+also be a number. Letters are bound by the operands themselves, so a check is one walk over the operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hjgc.plan_format.sizes import Expression
+
+DTypeRole = Literal["compute", "weights", "cache", "logits", "float32", "int32", "parameters"]
+Dims = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Role:
+    """One operand of an op: its name, axes, element type by role, how it is accessed, whether it may be absent, and
+    whether it never changes during a session (so that a kernel may load it before its predecessor has finished)."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: DTypeRole
+    access: Literal["read", "write", "read_write"]
+    optional: bool = False
+    constant: bool = False
+
+
+def read(name: str, axes: str, dtype: DTypeRole = "compute", *, optional: bool = False) -> Role:
+    return Role(name, tuple(axes.split()), dtype, "read", optional)
+
+
+def constant(name: str, axes: str, dtype: DTypeRole = "weights", *, optional: bool = False) -> Role:
+    return Role(name, tuple(axes.split()), dtype, "read", optional, constant=True)
+
+
+def write(name: str, axes: str, dtype: DTypeRole = "compute") -> Role:
+    return Role(name, tuple(axes.split()), dtype, "write")
+
+
+def update(name: str, axes: str, dtype: DTypeRole) -> Role:
+    return Role(name, tuple(axes.split()), dtype, "read_write")
+
+
+PARAMETERS = Role("parameters", (), "parameters", "read")
+UPDATED_PARAMETERS = Role("parameters", (), "parameters", "read_write")
+
+
+def no_relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
+    """The default for ops whose axes are free of each other."""
+    del dims, attributes
+    return None
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op's declaration. `flops(dims)` counts multiply and add as two; `bytes_moved(dims, item)` counts the device
+    memory one call must read and write, each byte once; `relations` says what is wrong between axes and attributes, if
+    anything. `dims` holds each letter's value, plus `start` (tokens already cached)."""
+
+    name: str
+    summary: str
+    roles: tuple[Role, ...]
+    attributes: Mapping[str, type]
+    reference: Callable[..., None]
+    flops: Callable[[Dims], int]
+    bytes_moved: Callable[[Dims, int], int]
+    relations: Callable[[Dims, Mapping[str, Any]], str | None] = field(default=no_relations)
+    host: bool = False
+
+    def role(self, name: str) -> Role | None:
+        """The role of that name, or None."""
+        return next((role for role in self.roles if role.name == name), None)
+
+
+def bind_axes(op: Op, shapes: Mapping[str, tuple[Expression, ...]]) -> dict[str, Expression]:
+    """Each letter's expression. Raises ValueError with a sentence where two operands disagree."""
+    bound: dict[str, Expression] = {}
+    for role in op.roles:
+        shape = shapes.get(role.name)
+        if shape is None or role.dtype == "parameters":
+            continue
+        if len(shape) != len(role.axes):
+            raise ValueError(f"{role.name}: expected {len(role.axes)} axes ({' '.join(role.axes)}), found {len(shape)}")
+        for letter, size in zip(role.axes, shape, strict=True):
+            known = int(letter) if letter.isdigit() else bound.setdefault(letter, size)
+            if known != size:
+                raise ValueError(f"{role.name}: expected axis {letter} = {known}, found {size}")
+    return bound

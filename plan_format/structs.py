@@ -1,0 +1,403 @@
+"""What is a plan? Every part of it, frozen, so that an illegal state is hard to write and impossible to load.
+
+Indices point into the tables of the same plan (`Operand.index` into the table its `space` names). Sizes are in
+elements unless a name says bytes. Fields added later go last, with defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Union
+
+import msgspec
+
+from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.reasons import Reason
+from hjgc.plan_format.sizes import Expression, SizeDeclaration
+
+FORMAT_VERSION = "0.1"
+FEATURES: frozenset[str] = frozenset({"token_history", "parameter_block"})
+"""Features this reader understands; a plan that names another is refused."""
+
+Placement = Literal["device", "pinned_host", "cpu"]
+Access = Literal["read", "write", "read_write"]
+Space = Literal["buffer", "weight", "constant", "state", "parameters"]
+Attribute = Union[bool, int, float, str]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The base of every table entry: immutable, and unknown fields are an error that names them."""
+
+
+class Producer(Record):
+    """Who made this plan from what: enough to tell two builds apart."""
+
+    hjgc: str
+    onnx_producer: str
+    onnx_sha256: str
+    opset: int
+    options: dict[str, str]
+
+
+class TextFile(Record):
+    """A small file beside the weights that the runtime needs, checked by digest."""
+
+    name: str
+    sha256: str
+
+
+class Model(Record):
+    """What the plan serves. `context` counts tokens, prompt and answer together."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    context: int
+    layers: int
+    eos_ids: tuple[int, ...] = ()
+    bos_id: int | None = None
+    tokenizer: TextFile | None = None
+    generation: dict[str, float] = {}
+
+
+class DTypes(Record):
+    """Element types by role."""
+
+    weights: DType
+    compute: DType
+    accumulation: DType
+    cache: DType
+    logits: DType
+
+
+class WeightFile(Record):
+    """A file of weights, named relative to the weights root, with the fingerprint that is checked at load.
+
+    `head_sha256`: of the first min(bytes, 65536) bytes. `sample_sha256`: of 64 evenly spaced blocks of 4096 bytes.
+    `sha256`: of the whole file where the compiler computed it."""
+
+    name: str
+    bytes: int
+    head_sha256: str
+    sample_sha256: str
+    sha256: str | None = None
+
+
+class Source(Record):
+    """Where a packed weight comes from: `length` bytes at `offset` of `files[file]`, row-major `shape` of `dtype`,
+    then rows [slice_start, slice_stop) of it if given, then transposed if said."""
+
+    file: int
+    offset: int
+    length: int
+    dtype: DType
+    shape: tuple[int, ...]
+    slice_start: int | None = None
+    slice_stop: int | None = None
+    transpose: bool = False
+
+
+class Weight(Record):
+    """One packed weight: its sources stacked along axis 0, converted to `dtype`, in `layout`, at `placement`."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    bytes: int
+    sources: tuple[Source, ...]
+    layout: Literal["row_major"] = "row_major"
+    placement: Placement = "device"
+
+
+class Constant(Record):
+    """A small tensor inside the plan: `length` bytes at `offset` of the constants section."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class State(Record):
+    """Memory that lives as long as the session, at a fixed address. `full_cache` and `ring_cache` hold
+    [heads, rows, head size]; `token_history` the ids of prompt and answer; `sampled` the last token chosen;
+    `logits` the last row of logits; `recurrent` is room for networks that carry a state."""
+
+    name: str
+    kind: Literal["full_cache", "ring_cache", "token_history", "sampled", "logits", "recurrent"]
+    dtype: DType
+    shape: tuple[int, ...]
+    bytes: int
+    placement: Placement = "device"
+
+
+class ParameterField(Record):
+    """One number of the device parameter block."""
+
+    name: str
+    dtype: Literal["int32", "uint32", "float32"]
+    offset: int
+
+
+class ParameterBlock(Record):
+    """The small block on the device that carries what changes from request to request."""
+
+    bytes: int
+    fields: tuple[ParameterField, ...]
+
+
+class Buffer(Record):
+    """An activation: `bytes` at `offset` of the arena, alive from launch `first` to launch `last` of its phase."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expression, ...]
+    offset: int
+    bytes: int
+    first: int
+    last: int
+
+
+class Operand(Record):
+    """One operand of a launch: its role as the op declares it, and where it lives."""
+
+    role: str
+    space: Space
+    index: int
+    access: Access
+
+
+class OperandArgument(Record, tag="operand"):
+    """A kernel argument that is the address of `operands[index]` of the launch."""
+
+    index: int
+
+
+class ValueArgument(Record, tag="value"):
+    """A kernel argument that is an integer computed from declared sizes."""
+
+    value: Expression
+
+
+class AttributeArgument(Record, tag="attribute"):
+    """A kernel argument that is an attribute of the launch."""
+
+    name: str
+
+
+Argument = Union[OperandArgument, ValueArgument, AttributeArgument]
+
+
+class ReferenceCall(Record, tag="reference"):
+    """Run the op's reference meaning (the `cpu` target)."""
+
+
+class TemplateCall(Record, tag="template"):
+    """Launch `variants[variant]` over `grid`, arguments in the variant's parameter order."""
+
+    variant: int
+    grid: tuple[Expression, Expression, Expression]
+    arguments: tuple[Argument, ...]
+
+
+class LibraryCall(Record, tag="library"):
+    """Call `routine` of `library` with a chosen algorithm and a workspace in the arena."""
+
+    library: str
+    routine: str
+    algorithm: int
+    workspace_bytes: int
+
+
+class HostCall(Record, tag="host"):
+    """Hand the operands to a callback that the caller registered under this name."""
+
+    callback: str
+
+
+Kernel = Union[ReferenceCall, TemplateCall, LibraryCall, HostCall]
+
+
+class Launch(Record):
+    """One call of an op. `kernels` says how, by target. `device` and `rank` are room for several cards."""
+
+    name: str
+    op: str
+    operands: tuple[Operand, ...]
+    kernels: dict[str, Kernel]
+    attributes: dict[str, Attribute] = {}
+    placement: Placement = "device"
+    device: int = 0
+    rank: int = 0
+
+
+class Edge(Record, array_like=True):
+    """`after` may start once `before` has finished (`full`), or once it has triggered its dependents and `after`
+    itself waits before it touches what `before` writes (`pdl`)."""
+
+    before: int
+    after: int
+    kind: Literal["full", "pdl"] = "full"
+
+
+class CaptureKey(Record):
+    """A graph of the segment serves one value of each size named here; `buckets` are the values it is built for."""
+
+    sizes: tuple[str, ...]
+    buckets: tuple[int, ...]
+
+
+class StaticSegment(Record, tag="static"):
+    """Launches that replay as one graph."""
+
+    launches: tuple[int, ...]
+    key: CaptureKey
+
+
+class DynamicSegment(Record, tag="dynamic"):
+    """Launches that run one by one, and at least one reason why."""
+
+    launches: tuple[int, ...]
+    reasons: tuple[Reason, ...]
+
+
+Segment = Union[StaticSegment, DynamicSegment]
+
+
+class Schedule(Record):
+    """The segments of one way to run a phase: `default`, `logits_processor` (stops at the logits for the caller),
+    or `prompt_only` (fills the cache for a chunk that is not the last)."""
+
+    name: str
+    segments: tuple[Segment, ...]
+
+
+class Phase(Record):
+    """One specialisation of the network: its launches in order, the edges between them, and how they are cut.
+
+    `numerics` names the class of arithmetic: every path of one (phase, start, length) gives the same bits."""
+
+    name: str
+    entry: Literal["token", "embedding", "tensor"]
+    logits_rows: Literal["last", "all", "none"]
+    sizes: tuple[SizeDeclaration, ...]
+    buffers: tuple[Buffer, ...]
+    launches: tuple[Launch, ...]
+    edges: tuple[Edge, ...]
+    schedules: tuple[Schedule, ...]
+    numerics: str
+
+
+class Template(Record):
+    """A kernel template installed with hjgc: `digest` is the sha256 of its text with its helpers."""
+
+    name: str
+    digest: str
+    axes: tuple[str, ...]
+
+
+class CodeReference(Record):
+    """Device code: `length` bytes at `offset` of the cubin or ptx section, with their sha256."""
+
+    section: Literal["cubin", "ptx"]
+    offset: int
+    length: int
+    sha256: str
+
+
+class Variant(Record):
+    """A template built for one target with fixed axes. `parameters` is the launch ABI in order; `scratch` are the
+    compiler's own pointers, passed as null."""
+
+    template: int
+    target: str
+    axes: dict[str, Union[bool, int, str]]
+    entry: str
+    parameters: tuple[Literal["pointer", "int32", "int64", "float32", "scratch"], ...]
+    threads: int
+    shared_bytes: int
+    code: CodeReference
+    pdl: bool = False
+    registers: int | None = None
+
+
+class Ledger(Record):
+    """What the plan costs, in bytes. `kv_per_token` over all layers; `states` includes the whole KV cache;
+    `graph` is the estimate for one captured graph by `phase/schedule`."""
+
+    weights: int
+    arena: int
+    states: int
+    kv_per_token: int
+    constants: int
+    parameters: int
+    graph: dict[str, int]
+    total: int
+
+
+class Plan(Record):
+    """The whole plan section."""
+
+    format: str
+    features: tuple[str, ...]
+    producer: Producer
+    model: Model
+    targets: tuple[str, ...]
+    dtypes: DTypes
+    files: tuple[WeightFile, ...]
+    weights: tuple[Weight, ...]
+    constants: tuple[Constant, ...]
+    states: tuple[State, ...]
+    parameters: ParameterBlock
+    arena_bytes: int
+    phases: tuple[Phase, ...]
+    templates: tuple[Template, ...]
+    variants: tuple[Variant, ...]
+    ledger: Ledger
+
+    def phase(self, name: str) -> Phase:
+        """The phase called `name`. Raises KeyError."""
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise KeyError(name)
+
+
+class LaunchDebug(Record):
+    """What a launch came from: ONNX nodes, and which ONNX value each written role holds."""
+
+    nodes: tuple[str, ...]
+    values: dict[str, str] = {}
+
+
+class PhaseDebug(Record):
+    phase: str
+    launches: tuple[LaunchDebug, ...]
+
+
+class Note(Record):
+    """A rewrite that almost fired: where, and what stopped it."""
+
+    rule: str
+    node: str
+    why: str
+
+
+class DebugMap(Record):
+    """The debug section; may be stripped."""
+
+    phases: tuple[PhaseDebug, ...]
+    notes: tuple[Note, ...] = ()
+
+
+def parameter_block() -> ParameterBlock:
+    """The block of format 0.1: 4-byte fields, little-endian, in this order, padded to 64 bytes.
+
+    `start` tokens are in the cache, `length` rows are in this call; then the sampling parameters."""
+    integers = ("start", "length", "top_k")
+    floats = ("temperature", "top_p", "min_p", "repetition_penalty")
+    words = ("seed_low", "seed_high")
+    fields: list[ParameterField] = []
+    for names, dtype in ((integers, "int32"), (floats, "float32"), (words, "uint32")):
+        fields += [ParameterField(name, dtype, 4 * (len(fields) + i)) for i, name in enumerate(names)]
+    return ParameterBlock(64, tuple(fields))
