@@ -1,0 +1,1 @@
+"""Which devices can a session run on? One file each, behind `hjgc.runtime.backend.Backend`."""
