@@ -116,10 +116,10 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         x = F.embedding(input_ids, self.model.embed_tokens.weight).float()
-        angles = position_ids[:, :, None].float() * self.inverse_frequencies
+        angles = position_ids.unsqueeze(2).float() * self.inverse_frequencies
         cos, sin = angles.cos(), angles.sin()
         cached, new = past[0].shape[2], input_ids.shape[1]
-        mask = torch.arange(cached + new)[None, :] <= torch.arange(new)[:, None] + cached
+        mask = torch.arange(cached + new).unsqueeze(0) <= torch.arange(cached, cached + new).unsqueeze(1)
         present: list[Tensor] = []
         for index, layer in enumerate(self.model.layers):
             x, key, value = layer(x, cos, sin, mask, past[2 * index], past[2 * index + 1])
