@@ -1,0 +1,40 @@
+# The commands of the house; `make` alone lists them.
+#   PYTHON=python3.12    the interpreter that makes .venv (gpu-test: that runs the tests)
+#   TORCH_INDEX=URL      the package index that torch, and only torch, is taken from
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TORCH := import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cpu"][0])
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check gpu-test
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(INSTALLED) ## trace the demo model, compile it, run the plan; leaves demo/plan.hjg
+	mkdir -p demo
+	$(BIN)/hjgc export models/demo -o demo/model.onnx --link hard
+	$(BIN)/hjgc compile demo/model.onnx -o demo/plan.hjg
+	$(BIN)/hjgc run demo/plan.hjg --prompt "The list of" --stats
+
+test: $(INSTALLED) ## run every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(INSTALLED) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+gpu-test: ## run tests/gpu with $(PYTHON) as it is: makes no .venv, uses no network
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/gpu
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  "expected Python 3.11 or newer, found " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --no-deps --index-url "$(TORCH_INDEX)" "$$($(BIN)/python -c '$(TORCH)')")
+	$(BIN)/python -m pip install -e '.[cpu,export,aot,cuda,ort,dev]'
+	@touch $@
