@@ -1,0 +1,323 @@
+"""How do tests get a small valid plan without a compiler?
+
+`small_plan()` is a decoder of two layers written down by hand: phases `prefill` (1 to 16 tokens, in buckets) and
+`decode`, schedules `default`, `logits_processor` and (prefill) `prompt_only`. `weights_file(plan)` are bytes for the
+one file of weights that it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hjgc.plan_format.dtypes import ITEM_BYTES, DType
+from hjgc.plan_format.hazards import schedule_edges
+from hjgc.plan_format.ledger import make_ledger
+from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.reasons import Reason, ReasonCode
+from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration, evaluate
+from hjgc.plan_format.structs import (
+    FORMAT_VERSION,
+    Attribute,
+    Buffer,
+    CaptureKey,
+    Constant,
+    DTypes,
+    DynamicSegment,
+    HostCall,
+    Launch,
+    Model,
+    Operand,
+    Phase,
+    Plan,
+    Producer,
+    ReferenceCall,
+    Schedule,
+    Segment,
+    Source,
+    Space,
+    State,
+    StaticSegment,
+    Weight,
+    WeightFile,
+    parameter_block,
+)
+from hjgc.plan_format.verify import verify
+
+VOCABULARY, HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, INNER, LAYERS = 50, 8, 2, 1, 4, 12, 2
+CONTEXT = 48
+BUCKETS = (2, 4, 8, 16)
+EPSILON = 1e-5
+FREQUENCIES = np.array([1.0, 0.01], dtype="<f4")
+CONSTANTS = FREQUENCIES.tobytes()
+"""The constants section that goes with every small plan."""
+
+Place = tuple[Space, int]
+
+
+def small_plan(*, buckets: Sequence[int] = BUCKETS, context: int = CONTEXT, layers: int = LAYERS) -> Plan:
+    """A plan for the `cpu` target that `plan_format.verify` accepts; `layers` of float32 attention and gated MLP."""
+    weights, states = _weights(layers), _states(layers, context)
+    prefill = _PhaseBuilder("prefill", weights, states, Size("tokens"), buckets, context)
+    decode = _PhaseBuilder("decode", weights, states, 1, (1,), context)
+    phases = (prefill.phase(), decode.phase())
+    constants = (Constant("inverse_frequencies", "float32", FREQUENCIES.shape, 0, FREQUENCIES.nbytes),)
+    arena = max(buffer.offset + buffer.bytes for phase in phases for buffer in phase.buffers)
+    data = _random_bytes(weights)
+    plan = Plan(
+        format=FORMAT_VERSION,
+        features=("token_history", "parameter_block"),
+        producer=Producer("test", "by hand", "0" * 64, 20, {}),
+        model=Model("small", "LlamaForCausalLM", VOCABULARY, context, layers, eos_ids=(2,), bos_id=1),
+        targets=("cpu",),
+        dtypes=DTypes("float32", "float32", "float32", "float32", "float32"),
+        files=(WeightFile("weights.bin", len(data), _digest(data[:65536]), _digest(data)),),
+        weights=weights,
+        constants=constants,
+        states=states,
+        parameters=parameter_block(),
+        arena_bytes=arena,
+        phases=phases,
+        templates=(),
+        variants=(),
+        ledger=make_ledger(weights, arena, states, constants, parameter_block(), phases),
+    )
+    check(plan)
+    return plan
+
+
+def check(plan: Plan) -> None:
+    """Raises PlanError unless the plan is legal."""
+    verify(plan, {"constants": len(CONSTANTS)}, Path("small.hjg"))
+
+
+def weights_file(plan: Plan) -> bytes:
+    """The bytes of `weights.bin`: norms around 1, the rest small; the same for the same plan."""
+    return _random_bytes(plan.weights)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _random_bytes(weights: Sequence[Weight]) -> bytes:
+    generator = np.random.default_rng(7)
+    parts: list[bytes] = []
+    for weight in weights:
+        noise = generator.standard_normal(weight.shape)
+        values = 1 + 0.1 * noise if "norm" in weight.name else noise / math.sqrt(weight.shape[-1])
+        parts.append(values.astype("<f4").tobytes())
+    return b"".join(parts)
+
+
+def _weights(layers: int) -> tuple[Weight, ...]:
+    shapes: dict[str, tuple[int, ...]] = {"embed": (VOCABULARY, HIDDEN)}
+    for layer in range(layers):
+        shapes |= {
+            f"{layer}.attention_norm": (HIDDEN,),
+            f"{layer}.qkv": ((HEADS + 2 * KV_HEADS) * HEAD_SIZE, HIDDEN),
+            f"{layer}.o": (HIDDEN, HEADS * HEAD_SIZE),
+            f"{layer}.mlp_norm": (HIDDEN,),
+            f"{layer}.gate_up": (2 * INNER, HIDDEN),
+            f"{layer}.down": (HIDDEN, INNER),
+        }
+    shapes |= {"norm": (HIDDEN,), "head": (VOCABULARY, HIDDEN)}
+    weights: list[Weight] = []
+    offset = 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        weights.append(Weight(name, "float32", shape, size, (Source(0, offset, size, "float32", shape),)))
+        offset += size
+    return tuple(weights)
+
+
+def _states(layers: int, context: int) -> tuple[State, ...]:
+    rows = context + 1
+    states: list[State] = []
+    for layer in range(layers):
+        shape = (KV_HEADS, rows, HEAD_SIZE)
+        for name in ("key", "value"):
+            states.append(State(f"{layer}.{name}_cache", "full_cache", "float32", shape, 4 * math.prod(shape)))
+    return (
+        *states,
+        State("history", "token_history", "int32", (rows,), 4 * rows),
+        State("sampled", "sampled", "int32", (1,), 4),
+        State("logits", "logits", "float32", (1, VOCABULARY), 4 * VOCABULARY),
+    )
+
+
+class _PhaseBuilder:
+    """Writes down the launches of one phase, one call a launch, and places the buffers when all are known."""
+
+    def __init__(
+        self,
+        name: str,
+        weights: Sequence[Weight],
+        states: Sequence[State],
+        rows: Expression,
+        buckets: Sequence[int],
+        context: int,
+    ) -> None:
+        self.name, self.rows, self.buckets, self.context = name, rows, tuple(buckets), context
+        self.weights: dict[str, Place] = {weight.name: ("weight", i) for i, weight in enumerate(weights)}
+        self.states: dict[str, Place] = {state.name: ("state", i) for i, state in enumerate(states)}
+        self.layers = sum(state.kind == "full_cache" for state in states) // 2
+        self.launches: list[Launch] = []
+        self.shapes: list[tuple[str, DType, tuple[Expression, ...]]] = []
+
+    def buffer(self, name: str, *columns: int, first: int | None = None) -> Place:
+        """A new float32 buffer [rows, columns], or [first, rows, columns]."""
+        shape = (self.rows, *columns) if first is None else (first, self.rows, *columns)
+        self.shapes.append((name, "float32", shape))
+        return "buffer", len(self.shapes) - 1
+
+    def launch(
+        self, name: str, op: str, attributes: dict[str, Attribute] | None = None, **places: Place | None
+    ) -> None:
+        declared = all_ops()[op]
+        operands = tuple(
+            Operand(role.name, place[0], place[1], role.access)
+            for role in declared.roles
+            if (place := places.get(role.name)) is not None
+        )
+        kernel = HostCall("logits_processor") if declared.host else ReferenceCall()
+        self.launches.append(Launch(name, op, operands, {"cpu": kernel}, attributes or {}))
+
+    def phase(self) -> Phase:
+        self._network()
+        schedules = self._schedules()
+        orders = [[n for segment in schedule.segments for n in segment.launches] for schedule in schedules]
+        low, high = 1, self.buckets[-1]
+        keys = (SizeDeclaration("tokens", low, high, "key"),) if isinstance(self.rows, Size) else ()
+        return Phase(
+            name=self.name,
+            entry="token",
+            logits_rows="last",
+            sizes=(
+                *keys,
+                SizeDeclaration("start", 0, self.context, "device"),
+                SizeDeclaration("length", low, high, "device"),
+            ),
+            buffers=self._buffers(),
+            launches=tuple(self.launches),
+            edges=schedule_edges(orders),
+            schedules=schedules,
+            numerics=f"{self.name}/cpu",
+        )
+
+    def _network(self) -> None:
+        parameters: Place = ("parameters", 0)
+        states, weights = self.states, self.weights
+        history, logits = states["history"], states["logits"]
+        x = self.buffer("x", HIDDEN)
+        cos, sin = self.buffer("cos", HEAD_SIZE // 2), self.buffer("sin", HEAD_SIZE // 2)
+        self.launch("embed", "embedding", history=history, table=weights["embed"], parameters=parameters, y=x)
+        self.launch(
+            "rotary", "rotary_table", inverse_frequencies=("constant", 0), parameters=parameters, cos=cos, sin=sin
+        )
+        for layer in range(self.layers):
+            x = self._layer(layer, x, cos, sin)
+        self.launch(
+            "head",
+            "vocabulary_logits",
+            {"epsilon": EPSILON},
+            x=x,
+            norm_weight=weights["norm"],
+            weight=weights["head"],
+            logits=logits,
+        )
+        self.launch("caller", "caller_logits", history=history, parameters=parameters, logits=logits)
+        self.launch(
+            "sample", "sample", logits=logits, history=history, parameters=parameters, sampled=states["sampled"]
+        )
+
+    def _layer(self, layer: int, x: Place, cos: Place, sin: Place) -> Place:
+        parameters: Place = ("parameters", 0)
+        weights = {
+            name.partition(".")[2]: place for name, place in self.weights.items() if name.startswith(f"{layer}.")
+        }
+        caches = {role: self.states[f"{layer}.{role}"] for role in ("key_cache", "value_cache")}
+        query = self.buffer(f"{layer}.query", HEAD_SIZE, first=HEADS)
+        attended = self.buffer(f"{layer}.attended", HEADS * HEAD_SIZE)
+        middle, gated = self.buffer(f"{layer}.x", HIDDEN), self.buffer(f"{layer}.gated", INNER)
+        out = self.buffer(f"{layer}.y", HIDDEN)
+        self.launch(
+            f"{layer}.attention_inputs",
+            "attention_inputs",
+            {"epsilon": EPSILON, "head_norm_epsilon": EPSILON},
+            x=x,
+            norm_weight=weights["attention_norm"],
+            weight=weights["qkv"],
+            cos=cos,
+            sin=sin,
+            parameters=parameters,
+            query=query,
+            **caches,
+        )
+        self.launch(
+            f"{layer}.attention",
+            "attention",
+            {"scale": HEAD_SIZE**-0.5},
+            query=query,
+            parameters=parameters,
+            y=attended,
+            **caches,
+        )
+        self.launch(f"{layer}.o", "linear", x=attended, weight=weights["o"], residual=x, y=middle)
+        self.launch(
+            f"{layer}.gate_up",
+            "gated_linear",
+            {"epsilon": EPSILON},
+            x=middle,
+            norm_weight=weights["mlp_norm"],
+            weight=weights["gate_up"],
+            y=gated,
+        )
+        self.launch(f"{layer}.down", "linear", x=gated, weight=weights["down"], residual=middle, y=out)
+        return out
+
+    def _schedules(self) -> tuple[Schedule, ...]:
+        head, caller, sample = (len(self.launches) - n for n in (3, 2, 1))
+        last_cache = max(n for n, launch in enumerate(self.launches) if launch.op == "attention_inputs")
+        reason = Reason(caller, ReasonCode.HOST_READ, ("caller", "logits"))
+        schedules = [
+            Schedule("default", (self._static(*range(caller), sample),)),
+            Schedule(
+                "logits_processor",
+                (self._static(*range(head + 1)), DynamicSegment((caller,), (reason,)), self._static(sample)),
+            ),
+        ]
+        if isinstance(self.rows, Size):
+            schedules.append(Schedule("prompt_only", (self._static(*range(last_cache + 1)),)))
+        return tuple(schedules)
+
+    def _static(self, *launches: int) -> Segment:
+        keys = ("tokens",) if isinstance(self.rows, Size) else ()
+        return StaticSegment(launches, CaptureKey(keys, self.buckets))
+
+    def _buffers(self) -> tuple[Buffer, ...]:
+        """Each buffer at the lowest place that no buffer alive with it takes: bytes of dead buffers are used again."""
+        placed: list[Buffer] = []
+        for index, (name, dtype, shape) in enumerate(self.shapes):
+            users = [n for n, launch in enumerate(self.launches) if _uses(launch, index)]
+            size = ITEM_BYTES[dtype] * math.prod(evaluate(axis, {"tokens": self.buckets[-1]}) for axis in shape)
+            alive = [b for b in placed if b.last >= users[0] and b.first <= users[-1]]
+            placed.append(Buffer(name, dtype, shape, _lowest_gap(alive, size), size, users[0], users[-1]))
+        return tuple(placed)
+
+
+def _uses(launch: Launch, buffer: int) -> bool:
+    return any(operand.space == "buffer" and operand.index == buffer for operand in launch.operands)
+
+
+def _lowest_gap(alive: Sequence[Buffer], size: int) -> int:
+    offset = 0
+    for buffer in sorted(alive, key=lambda b: b.offset):
+        if offset + size <= buffer.offset:
+            break
+        offset = max(offset, -(-(buffer.offset + buffer.bytes) // 256) * 256)
+    return offset
