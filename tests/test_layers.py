@@ -136,7 +136,7 @@ def test_the_layer_table_names_every_package_there_is() -> None:
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_a_folder_with_modules_is_a_package_and_so_part_of_the_wheel(package: str) -> None:
+def test_a_folder_with_modules_is_a_package_so_that_a_wheel_cannot_lack_it(package: str) -> None:
     folders = {path.parent for path in (ROOT / package).rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
