@@ -1,137 +1,116 @@
-"""How does a Hugging Face checkpoint become an ONNX file whose weights stay where they are?"""
+"""How does a Hugging Face checkpoint become an ONNX file, its weights staying where they are?"""
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import logging
+import math
 import os
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-import torch
-from onnx_ir.passes import Sequential, common
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hjgc._version import __version__
 from hjgc.models.checkpoint import TensorLocation, locate_tensors
 from hjgc.models.config import DecoderConfig, read_config
-from hjgc.models.llama import Decoder, inverse_frequencies
-from hjgc.plan_format.errors import InputError
+from hjgc.models.links import Link, weights_within_reach
+from hjgc.models.tidy import tidy
+from hjgc.plan_format.errors import HjgcError, InputError
+from hjgc.plan_format.files import replacing
 
-Link = Literal["hard", "copy"]
+if TYPE_CHECKING:
+    from types import ModuleType
+
 Progress = Callable[[str], None]
 
-OPSET = 23
-NEW, PAST = "sequence_length", "past_sequence_length"
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-ONNX_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and which files its weights lie in. Both counts are of the tensors that the graph uses."""
+    """What was written. `weights` are the files that `output` points into, `parameters` and `weight_bytes` what it uses
+    of them."""
 
     output: Path
     weights: tuple[Path, ...]
+    nodes: int
     parameters: int
     weight_bytes: int
-    nodes: int
 
 
 def export_model(
     folder: Path, output: Path, *, link: Link | None = None, progress: Progress | None = None
 ) -> ExportResult:
-    """Trace the model in `folder` (config.json and safetensors) into `output`, an ONNX file whose weights are external
-    data in the user's own files. `link` places those files beside `output` first, as hard links or copies.
-    `progress` is called with the name of each stage. Raises InputError; leaves nothing behind when it fails."""
-    tell = progress or (lambda stage: None)
-    tell("read the headers")
+    """Trace the model in `folder` (config.json and safetensors) into `output`, an ONNX file whose external data are the
+    user's own files: no weight is read. With `link` those files are first placed beside `output`, in
+    `<its stem>.weights/`, as hard links or as copies. `progress` hears the name of each stage as it starts.
+
+    Raises InputError for files that cannot be used or written; whatever ends it early, nothing is left behind."""
+    tell = progress or _nobody
+    tell("read headers")
     config = read_config(folder)
     tensors = locate_tensors(folder, config)
-    tell("trace")
-    model = trace(config, tensors)
-    tell("clean the graph")
-    clean(model)
-    attach_weights(model, tensors, output.parent)
-    tell("write")
-    ir.save(model, output)
-    files = tuple(dict.fromkeys(x.file for x in tensors.values()))
-    return ExportResult(output, files, 0, 0, 0)
-
-
-def trace(config: DecoderConfig, tensors: dict[str, TensorLocation]) -> ir.Model:
-    """Run the exporter on fake tensors: shapes and dtypes without memory. The initializers have no values yet."""
-    names = [f"{i}.{part}" for i in range(config.layers) for part in ("key", "value")]
-    past_shape = (1, config.kv_heads, 5, config.head_dim)
-    frequencies = inverse_frequencies(config)
-    with _quiet_exporter(), FakeTensorMode(allow_non_fake_inputs=True):
-        program = torch.onnx.export(
-            _fake_decoder(config, tensors, frequencies),
-            (torch.zeros(1, 7, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64))
-            + tuple(torch.zeros(past_shape) for _ in names),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=["input_ids", "position_ids"] + [f"past_key_values.{name}" for name in names],
-            output_names=["logits"] + [f"present.{name}" for name in names],
-            dynamic_shapes=({1: NEW}, {1: NEW}, tuple({2: PAST} for _ in names)),
-        )
-    assert program is not None
-    for name in tensors:
-        program.model.graph.initializers[name].const_value = None
-    return program.model
-
-
-def _fake_decoder(
-    config: DecoderConfig, tensors: dict[str, TensorLocation], frequencies: torch.Tensor
-) -> torch.nn.Module:
-    """The network with every parameter in its own dtype. The frequencies are real: they become a constant."""
-    decoder = Decoder(config, torch.float32).eval()
-    for name, parameter in decoder.named_parameters():
-        parameter.data = torch.empty(parameter.shape, dtype=TORCH_DTYPES[tensors[name].dtype])
-    decoder.inverse_frequencies = frequencies
-    return decoder
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx._internal.exporter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def clean(model: ir.Model) -> None:
-    passes = Sequential(
-        FoldConstantsPass(shape_inference=True, input_size_limit=1024, output_size_limit=1024),
-        common.RemoveUnusedNodesPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
+    _check_name(output)
+    with replacing(output) as temporary:
+        if link == "copy":
+            tell("copy weights")
+        with weights_within_reach(tensors, output, link) as placed:
+            tell("trace")
+            model = _tracer().trace(config, {name: tensor.dtype for name, tensor in tensors.items()})
+            tell("tidy")
+            tidy(model)
+            attach_weights(model, placed, output.parent)
+            describe(model, config, os.path.relpath(folder.resolve(), output.parent.resolve()))
+            tell("write")
+            ir.save(model, temporary, format="protobuf")
+    return ExportResult(
+        output,
+        tuple(dict.fromkeys(tensor.file for tensor in placed.values())),
+        len(model.graph),
+        sum(math.prod(tensor.shape) for tensor in placed.values()),
+        sum(tensor.length for tensor in placed.values()),
     )
-    passes(model)
 
 
 def attach_weights(model: ir.Model, tensors: dict[str, TensorLocation], root: Path) -> None:
+    """Point each initializer that carries a checkpoint tensor's name at that tensor's bytes. Files lie under `root`."""
     for name, tensor in tensors.items():
         model.graph.initializers[name].const_value = ir.ExternalTensor(
-            os.path.relpath(tensor.file, root),
+            Path(os.path.relpath(tensor.file.resolve(), root.resolve())).as_posix(),
             tensor.offset,
             tensor.length,
-            ONNX_DTYPES[tensor.dtype],
+            DTYPES[tensor.dtype],
             shape=ir.Shape(tensor.shape),
             name=name,
             base_dir=root,
         )
+
+
+def describe(model: ir.Model, config: DecoderConfig, folder: str) -> None:
+    """Write down what config.json says and the graph does not. `folder`, relative to the ONNX file, is where to look
+    for the tokenizer and generation_config.json."""
+    model.producer_name, model.producer_version = "hjgc", __version__
+    model.graph.name = config.model_type
+    model.metadata_props["hjgc.model_type"] = config.model_type
+    model.metadata_props["hjgc.context"] = str(config.context)
+    model.metadata_props["hjgc.folder"] = Path(folder).as_posix()
+
+
+def _check_name(output: Path) -> None:
+    """Only *.onnx is written, so that a slip of the pen cannot replace the weights."""
+    if output.suffix != ".onnx":
+        raise InputError(output, f"expected an output name that ends in .onnx, found {output.name!r}")
+
+
+def _tracer() -> ModuleType:
+    """Imported late: torch takes a second, and bad input should be answered at once."""
+    try:
+        from hjgc.models import trace
+    except ModuleNotFoundError as error:
+        raise HjgcError(f"export needs {error.name}, which is not installed: pip install 'hjgc[export]'") from None
+    return trace
+
+
+def _nobody(stage: str) -> None:
+    """Hears the stages when the caller does not."""

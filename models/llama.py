@@ -106,6 +106,8 @@ class Decoder(nn.Module):
     """`forward(input_ids [1,S] int64, position_ids [1,S] int64, key_0, value_0, key_1, ... each [1,K,P,D] float32)`
     gives `(logits [1,S,V] float32, key_0, value_0, ... each [1,K,P+S,D] float32)`."""
 
+    inverse_frequencies: Tensor
+
     def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
