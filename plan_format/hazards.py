@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from hjgc.plan_format.structs import Edge, Launch, Phase
+from hjgc.plan_format.structs import Edge, Launch, ParameterArgument, Phase, TemplateCall
 
 
 class MemoryUse(NamedTuple):
@@ -22,11 +22,15 @@ class MemoryUse(NamedTuple):
 
 def memory_uses(launch: Launch) -> list[MemoryUse]:
     """What the launch touches that something may write (weights and constants never change)."""
-    return [
+    uses = [
         MemoryUse(operand.space, operand.index, operand.access != "write", operand.access != "read")
         for operand in launch.operands
         if operand.space not in ("weight", "constant")
     ]
+    calls = [kernel for kernel in launch.kernels.values() if isinstance(kernel, TemplateCall)]
+    if any(isinstance(argument, ParameterArgument) for call in calls for argument in call.arguments):
+        uses.append(MemoryUse("parameters", 0, reads=True, writes=False))
+    return uses
 
 
 def direct_conflicts(phase: Phase, order: Sequence[int]) -> Iterator[tuple[int, int]]:

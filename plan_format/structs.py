@@ -168,13 +168,20 @@ class Operand(Record):
 
 
 class OperandArgument(Record, tag="operand"):
-    """A kernel argument that is the address of `operands[index]` of the launch."""
+    """A kernel argument that is the address of `operands[index]` of the launch: a multiple of 256."""
 
     index: int
 
 
+class ParameterArgument(Record, tag="parameter"):
+    """A kernel argument that is the address of a field of the parameter block: a multiple of 4. Whatever the op, the
+    launch then reads the block, and so must be ordered after a launch that writes it."""
+
+    name: str
+
+
 class ValueArgument(Record, tag="value"):
-    """A kernel argument that is an integer computed from declared sizes."""
+    """A kernel argument that is an integer computed from key sizes."""
 
     value: Expression
 
@@ -185,7 +192,7 @@ class AttributeArgument(Record, tag="attribute"):
     name: str
 
 
-Argument = Union[OperandArgument, ValueArgument, AttributeArgument]
+Argument = Union[OperandArgument, ParameterArgument, ValueArgument, AttributeArgument]
 
 
 class ReferenceCall(Record, tag="reference"):
@@ -193,7 +200,7 @@ class ReferenceCall(Record, tag="reference"):
 
 
 class TemplateCall(Record, tag="template"):
-    """Launch `variants[variant]` over `grid`, arguments in the variant's parameter order."""
+    """Launch `variants[variant]` over `grid` (of key sizes), arguments in the variant's parameter order."""
 
     variant: int
     grid: tuple[Expression, Expression, Expression]
@@ -233,7 +240,8 @@ class Launch(Record):
 
 class Edge(Record, array_like=True):
     """`after` may start once `before` has finished (`full`), or once it has triggered its dependents and `after`
-    itself waits before it touches what `before` writes (`pdl`)."""
+    itself waits before it touches what `before` writes (`pdl`). On a target where either end is not a variant built for
+    that, a `pdl` edge is a full one."""
 
     before: int
     after: int
@@ -275,7 +283,8 @@ class Schedule(Record):
 class Phase(Record):
     """One specialisation of the network: its launches in order, the edges between them, and how they are cut.
 
-    `numerics` names the class of arithmetic: every path of one (phase, start, length) gives the same bits."""
+    `numerics` names the class of arithmetic: every path of one (phase, start, length) gives the same bits. `inputs` are
+    the buffers that the caller fills before the first launch, `outputs` those it reads after the last."""
 
     name: str
     entry: Literal["token", "embedding", "tensor"]
@@ -286,6 +295,8 @@ class Phase(Record):
     edges: tuple[Edge, ...]
     schedules: tuple[Schedule, ...]
     numerics: str
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 class Template(Record):

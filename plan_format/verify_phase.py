@@ -21,6 +21,7 @@ from hjgc.plan_format.structs import (
     LibraryCall,
     Operand,
     OperandArgument,
+    ParameterArgument,
     Phase,
     Plan,
     ReferenceCall,
@@ -87,6 +88,22 @@ def _check_buffers(plan: Plan, phase: Phase, ranges: Ranges, where: str, check: 
         alive = 0 <= buffer.first <= buffer.last <= last
         check.require(alive, f"{place}.first", f"a span of launches 0 to {last}", (buffer.first, buffer.last))
     _check_disjoint(phase, where, check)
+    _check_ends(phase, where, check)
+
+
+def _check_ends(phase: Phase, where: str, check: Checker) -> None:
+    """What the caller fills must live from the first launch on, what it reads to the last."""
+    last = len(phase.launches) - 1
+    for name, indices in (("inputs", phase.inputs), ("outputs", phase.outputs)):
+        check.require(len(set(indices)) == len(indices), f"{where}.{name}", "each buffer once", indices)
+        for i, index in enumerate(indices):
+            place = f"{where}.{name}[{i}]"
+            check.index(index, phase.buffers, place)
+            buffer = phase.buffers[index]
+            alive = buffer.first == 0 if name == "inputs" else buffer.last == last
+            check.require(alive, place, f"alive at launch {0 if name == 'inputs' else last}", buffer.name)
+    given = bool(phase.inputs) == (phase.entry != "token")
+    check.require(given, f"{where}.inputs", f"what entry {phase.entry!r} needs", phase.inputs)
 
 
 def _check_disjoint(phase: Phase, where: str, check: Checker) -> None:
@@ -200,27 +217,32 @@ class _LaunchCheck:
             self.check.fail(place, f"expected a library this hjgc knows, found {kernel.library!r}")
 
     def _template_call(self, target: str, call: TemplateCall, place: str) -> None:
+        keys = {size.name: self.ranges[size.name] for size in self.phase.sizes if size.lives == "key"}
         self.check.index(call.variant, self.plan.variants, f"{place}.variant")
         variant = self.plan.variants[call.variant]
         self.check.require(variant.target == target, f"{place}.variant", f"one built for {target}", variant.target)
         for axis, (size, limit) in enumerate(zip(call.grid, GRID_LIMITS, strict=True)):
-            low, high = check_expression(size, self.ranges, f"{place}.grid[{axis}]", self.check)
+            low, high = check_expression(size, keys, f"{place}.grid[{axis}]", self.check)
             self.check.require(1 <= low and high <= limit, f"{place}.grid[{axis}]", f"1 to {limit}", (low, high))
         kinds = [kind for kind in variant.parameters if kind != "scratch"]
         self.check.require(len(kinds) == len(call.arguments), f"{place}.arguments", f"{len(kinds)}", len(call.arguments))
         for i, (kind, argument) in enumerate(zip(kinds, call.arguments, strict=True)):
-            self._argument(kind, argument, f"{place}.arguments[{i}]")
+            self._argument(kind, argument, keys, f"{place}.arguments[{i}]")
 
-    def _argument(self, kind: str, argument: object, place: str) -> None:
+    def _argument(self, kind: str, argument: object, keys: Ranges, place: str) -> None:
         if isinstance(argument, OperandArgument):
             self.check.require(kind == "pointer", place, kind, "an operand")
             self.check.index(argument.index, self.launch.operands, f"{place}.index")
+        elif isinstance(argument, ParameterArgument):
+            fields = [field.name for field in self.plan.parameters.fields]
+            fits = kind == "pointer" and argument.name in fields
+            self.check.require(fits, place, f"a {kind}, or one of {fields}", argument.name)
         elif isinstance(argument, AttributeArgument):
             value = self.launch.attributes.get(argument.name)
             fits = isinstance(value, float) if kind == "float32" else isinstance(value, int) and kind != "pointer"
             self.check.require(fits, place, f"an attribute of type {kind}", argument.name)
         else:
-            low, high = check_expression(argument.value, self.ranges, place, self.check)  # type: ignore[attr-defined]
+            low, high = check_expression(argument.value, keys, place, self.check)  # type: ignore[attr-defined]
             limit = 1 << (31 if kind == "int32" else 62)
             fits = kind in ("int32", "int64") and -limit <= low and high < limit
             self.check.require(fits, place, f"a value that fits {kind}", (low, high))
@@ -228,17 +250,22 @@ class _LaunchCheck:
 
 def _check_edges(plan: Plan, phase: Phase, where: str, check: Checker) -> None:
     count = len(phase.launches)
+    seen: set[tuple[int, int]] = set()
     for i, edge in enumerate(phase.edges):
+        ends = (edge.before, edge.after)
         forward = 0 <= edge.before < edge.after < count
-        check.require(forward, f"{where}.edges[{i}]", f"before < after < {count}", (edge.before, edge.after))
+        check.require(forward, f"{where}.edges[{i}]", f"before < after < {count}", ends)
+        check.require(ends not in seen, f"{where}.edges[{i}]", "each edge once", ends)
+        seen.add(ends)
         if edge.kind == "pdl":
-            both = _may_overlap(plan, phase.launches[edge.before]) and _may_overlap(plan, phase.launches[edge.after])
-            check.require(both, f"{where}.edges[{i}].kind", "pdl between kernels built for it", "another")
+            both = _overlaps_on(plan, phase.launches[edge.before]) & _overlaps_on(plan, phase.launches[edge.after])
+            check.require(bool(both), f"{where}.edges[{i}].kind", "pdl between kernels built for it", "another")
 
 
-def _may_overlap(plan: Plan, launch: Launch) -> bool:
-    calls = [kernel for kernel in launch.kernels.values() if isinstance(kernel, TemplateCall)]
-    return bool(calls) and all(plan.variants[call.variant].pdl for call in calls)
+def _overlaps_on(plan: Plan, launch: Launch) -> set[str]:
+    """The targets for which the launch is a variant built for programmatic dependent launch."""
+    calls = {target: kernel for target, kernel in launch.kernels.items() if isinstance(kernel, TemplateCall)}
+    return {target for target, call in calls.items() if plan.variants[call.variant].pdl}
 
 
 def _check_schedule(phase: Phase, number: int, where: str, ranges: Ranges, check: Checker) -> None:
@@ -285,7 +312,7 @@ def _check_dynamic(segment: DynamicSegment, where: str, check: Checker) -> None:
 
 
 def _check_written_before_read(phase: Phase, order: list[int], where: str, check: Checker) -> None:
-    written: set[int] = set()
+    written: set[int] = set(phase.inputs)
     for number in order:
         uses: list[MemoryUse] = memory_uses(phase.launches[number])
         for use in uses:

@@ -1,0 +1,109 @@
+"""How do the results of the stages become one plan?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hjgc.compiler.plan_memory import MemoryPlan
+from hjgc.compiler.program import Network, Program, Step
+from hjgc.plan_format.hazards import schedule_edges
+from hjgc.plan_format.ledger import make_ledger
+from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.structs import (
+    FEATURES,
+    FORMAT_VERSION,
+    DebugMap,
+    Kernel,
+    Launch,
+    LaunchDebug,
+    Model,
+    Note,
+    Operand,
+    Phase,
+    PhaseDebug,
+    Plan,
+    Producer,
+    Schedule,
+    WeightFile,
+    parameter_block,
+)
+
+
+@dataclass(frozen=True)
+class CompiledPhase:
+    """What the stages found out about one phase."""
+
+    program: Program
+    memory: MemoryPlan
+    schedules: tuple[Schedule, ...]
+    kernels: tuple[dict[str, Kernel], ...]
+
+
+def emit(
+    network: Network,
+    phases: tuple[CompiledPhase, ...],
+    *,
+    producer: Producer,
+    model: Model,
+    targets: tuple[str, ...],
+    files: tuple[WeightFile, ...],
+) -> Plan:
+    """The plan. The same results give the same plan."""
+    made = tuple(_phase(phase, targets) for phase in phases)
+    arena = max(phase.memory.bytes for phase in phases)
+    parameters = parameter_block()
+    return Plan(
+        format=FORMAT_VERSION,
+        features=tuple(sorted(FEATURES)),
+        producer=producer,
+        model=model,
+        targets=targets,
+        dtypes=network.dtypes,
+        files=files,
+        weights=network.weights,
+        constants=network.constants,
+        states=network.states,
+        parameters=parameters,
+        arena_bytes=arena,
+        phases=made,
+        templates=(),
+        variants=(),
+        ledger=make_ledger(network.weights, arena, network.states, network.constants, parameters, made),
+    )
+
+
+def _phase(compiled: CompiledPhase, targets: tuple[str, ...]) -> Phase:
+    program = compiled.program
+    index = {buffer.name: i for i, buffer in enumerate(compiled.memory.buffers)}
+    launches = tuple(_launch(step, kernels, index) for step, kernels in zip(program.steps, compiled.kernels, strict=True))
+    orders = [[i for segment in schedule.segments for i in segment.launches] for schedule in compiled.schedules]
+    return Phase(
+        name=program.phase,
+        entry="token",
+        logits_rows="last",
+        sizes=program.sizes,
+        buffers=compiled.memory.buffers,
+        launches=launches,
+        edges=schedule_edges(orders),
+        schedules=compiled.schedules,
+        numerics=f"{program.phase}/{'+'.join(targets)}/exact-rows",
+    )
+
+
+def _launch(step: Step, kernels: dict[str, Kernel], buffers: dict[str, int]) -> Launch:
+    roles = [role for role in all_ops()[step.op].roles if role.name in step.operands]
+    operands: list[Operand] = []
+    for role in roles:
+        tensor = step.operands[role.name]
+        index = buffers[tensor.name] if tensor.space == "buffer" else tensor.index
+        operands.append(Operand(role.name, tensor.space, index, role.access))
+    return Launch(step.name, step.op, tuple(operands), kernels, step.attributes)
+
+
+def emit_debug(programs: tuple[Program, ...], notes: tuple[Note, ...]) -> DebugMap:
+    """Which ONNX nodes and values each launch stands for."""
+    phases = tuple(
+        PhaseDebug(program.phase, tuple(LaunchDebug(step.nodes, step.values) for step in program.steps))
+        for program in programs
+    )
+    return DebugMap(phases, notes)

@@ -1,0 +1,33 @@
+"""What does the graph say once functions are inlined and shape arithmetic is done? Nodes sorted, constants small."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import Sequential, common
+from onnxscript.optimizer import fold_constants
+
+FOLD_BYTES = 4096
+
+
+def normalise(model: ir.Model) -> ir.Model:
+    """Rewrite in place and return the model. Weights are never folded: that would pull them into memory."""
+    Sequential(common.InlinePass(), common.TopologicalSortPass())(model)
+    fold_constants(
+        model,
+        onnx_shape_inference=False,
+        input_size_limit=FOLD_BYTES,
+        output_size_limit=FOLD_BYTES,
+        should_fold=_may_fold,
+    )
+    Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )(model)
+    return model
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Refuse what reads external data; leave the rest to the pass."""
+    external = any(isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs if value is not None)
+    return False if external else None

@@ -1,0 +1,47 @@
+"""What may a user choose about a plan?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from hjgc.plan_format.errors import InputError
+
+ComputeDType = Literal["float32", "float16", "bfloat16"]
+COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """`prompt`: the range of prompt lengths to build graphs for, in tokens; longer prompts run in chunks.
+    `context`: prompt and answer together; None takes the model's own, at most 4096. `dtype`: of weights, arithmetic and
+    cache; None takes float32 on the CPU and the checkpoint's on a GPU."""
+
+    targets: tuple[str, ...] = ("cpu",)
+    prompt: tuple[int, int] = (1, 512)
+    context: int | None = None
+    dtype: ComputeDType | None = None
+    digest: bool = False
+
+
+def check_options(
+    targets: tuple[str, ...], prompt: tuple[int, int], context: int | None, dtype: str | None, digest: bool
+) -> Options:
+    """Options, or InputError that names the one that makes no sense."""
+    for target in targets:
+        if not re.fullmatch(r"cpu|sm_\d{2,3}", target):
+            raise InputError("--target", f"expected cpu or sm_NN, found {target!r}")
+    if not targets or len(set(targets)) != len(targets):
+        raise InputError("--target", f"expected each target once, found {targets}")
+    low, high = prompt
+    if not 1 <= low <= high:
+        raise InputError("--prompt", f"expected LOW:HIGH with 1 <= LOW <= HIGH, found {low}:{high}")
+    if context is not None and context < 2:
+        raise InputError("--context", f"expected at least 2 tokens, found {context}")
+    if context is not None and high > context:
+        raise InputError("--prompt", f"expected at most the context of {context}, found {high}")
+    if dtype is not None and dtype not in COMPUTE_DTYPES:
+        raise InputError("--dtype", f"expected one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
+    return Options(targets, prompt, context, cast("ComputeDType | None", dtype), digest)

@@ -1,0 +1,181 @@
+"""How does a model become a plan? Each line takes named values and makes one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+from hjgc import plan_format
+from hjgc._version import __version__
+from hjgc.compiler import dump
+from hjgc.compiler.classify import classify, describe
+from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
+from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
+from hjgc.compiler.model_info import read_model_info
+from hjgc.compiler.normalise import normalise
+from hjgc.compiler.options import Options, check_options
+from hjgc.compiler.plan_memory import plan_memory
+from hjgc.compiler.program import Network, Program
+from hjgc.compiler.recognise import recognise
+from hjgc.compiler.segment import segment
+from hjgc.compiler.select_kernels import select_kernels
+from hjgc.compiler.specialise import specialise
+from hjgc.plan_format.errors import InputError
+from hjgc.plan_format.fingerprint import fingerprint
+from hjgc.plan_format.structs import Model, Plan, Producer, WeightFile
+from hjgc.plan_format.text import render
+
+SMALL_WEIGHTS_BYTES = 1 << 30
+"""Weights up to this size are digested whole at compile time (a second or less); larger ones on request."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """The plan, where it was written, its size in bytes, the seconds each stage took, and what the user should know."""
+
+    plan: Plan
+    path: Path
+    bytes: int
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Stages:
+    """Announces and times the stages."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+
+
+def compile_model(
+    model: str | Path,
+    output: str | Path,
+    *,
+    targets: Sequence[str] = ("cpu",),
+    prompt: tuple[int, int] = (1, 512),
+    context: int | None = None,
+    dtype: str | None = None,
+    digest: bool = False,
+    progress: Progress | None = None,
+) -> CompileResult:
+    """Compile an ONNX decoder, or a Hugging Face folder, into a plan file. Reads no weight, needs no GPU.
+
+    `prompt` is the range of prompt lengths in tokens, `context` prompt and answer together, `dtype` that of weights and
+    arithmetic (float32, float16, bfloat16), `digest` adds the sha256 of every weight file. The same input gives the
+    same bytes. Raises InputError, CompileError; the output appears whole or not at all."""
+    path, output = Path(model), Path(output)
+    options = check_options(tuple(targets), prompt, context, dtype, digest)
+    stages, dumper = _Stages(progress or (lambda _: None)), dump.Dumper()
+
+    with stages.stage("import"):
+        imported = import_folder(path) if path.is_dir() else import_onnx(path)
+        dumper.write("import", lambda: dump.graph_text(imported.model))
+    with stages.stage("normalise"):
+        graph = normalise(imported.model)
+        dumper.write("normalise", lambda: dump.graph_text(graph))
+    with stages.stage("recognise"):
+        recognised = recognise(graph, path)
+        dumper.write("recognise", lambda: dump.graph_text(recognised.model))
+    with stages.stage("specialise"):
+        network, weight_paths = specialise(recognised, options, path)
+        dumper.write("specialise", lambda: "".join(dump.program_text(program) for program in network.programs))
+    with stages.stage("classify"):
+        verdicts = [classify(program) for program in network.programs]
+        dumper.write("classify", lambda: "".join(map(describe, network.programs, verdicts)))
+    with stages.stage("plan_memory"):
+        memories = [plan_memory(program) for program in network.programs]
+        dumper.write("plan_memory", lambda: "".join(map(dump.memory_text, network.programs, memories)))
+    with stages.stage("segment"):
+        schedules = [segment(program, verdict) for program, verdict in zip(network.programs, verdicts, strict=True)]
+        dumper.write("segment", lambda: "".join(map(dump.schedules_text, network.programs, schedules)))
+    with stages.stage("select_kernels"):
+        kernels = [select_kernels(program, options.targets, path) for program in network.programs]
+        phases = tuple(map(CompiledPhase, network.programs, memories, schedules, kernels))
+    with stages.stage("fingerprint"):
+        root, notes = _weights_root(weight_paths, imported.root, output)
+        files = _fingerprints(weight_paths, root, options)
+    with stages.stage("emit"):
+        plan = emit(
+            network,
+            phases,
+            producer=_producer(imported, options, network),
+            model=_model_info(imported, network, root),
+            targets=options.targets,
+            files=files,
+        )
+        debug = emit_debug(network.programs, recognised.notes)
+        dumper.write("emit", lambda: render(plan))
+    with stages.stage("verify"):
+        plan_format.save(output, plan, debug=debug, sections={"constants": network.constant_bytes})
+    return CompileResult(plan, output, output.stat().st_size, stages.seconds, notes)
+
+
+def _weights_root(paths: list[Path], model_root: Path, output: Path) -> tuple[Path, tuple[str, ...]]:
+    """The plan's folder if every weight lies inside it, else the model's."""
+    beside = output.parent.resolve()
+    if all(_place(path).is_relative_to(beside) for path in paths):
+        return beside, ()
+    note = f"the weights lie in {model_root}, not beside the plan: give it at load (`--weights {model_root}`)"
+    return model_root.resolve(), (note,)
+
+
+def _place(path: Path) -> Path:
+    """Where a file lies, its own name not followed if it is a link."""
+    return path.parent.resolve() / path.name
+
+
+def _fingerprints(paths: list[Path], root: Path, options: Options) -> tuple[WeightFile, ...]:
+    sizes = sum(path.stat().st_size for path in paths)
+    digest = options.digest or sizes <= SMALL_WEIGHTS_BYTES
+    files: list[WeightFile] = []
+    for path in paths:
+        place = _place(path)
+        if not place.is_relative_to(root):
+            raise InputError(path, f"expected every weight file inside {root}, found it elsewhere")
+        files.append(fingerprint(place, place.relative_to(root).as_posix(), digest=digest))
+    return tuple(files)
+
+
+def _producer(imported: ImportedModel, options: Options, network: Network) -> Producer:
+    model = imported.model
+    chosen = {
+        "prompt": f"{options.prompt[0]}:{options.prompt[1]}",
+        "context": str(_context(network.programs)),
+        "dtype": network.dtypes.compute,
+        "targets": ",".join(options.targets),
+    }
+    onnx_producer = f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip()
+    return Producer(__version__, onnx_producer, imported.sha256, model.opset_imports.get("", 0), chosen)
+
+
+def _context(programs: tuple[Program, ...]) -> int:
+    return next(size.high for size in programs[0].sizes if size.name == "start")
+
+
+def _model_info(imported: ImportedModel, network: Network, root: Path) -> Model:
+    properties = imported.model.metadata_props
+    return read_model_info(
+        imported.root / properties.get("hjgc.folder", "."),
+        root,
+        name=imported.name,
+        architecture=properties.get("hjgc.model_type", "decoder"),
+        vocab=network.vocab_size,
+        context=_context(network.programs),
+        layers=network.layers,
+    )
+
+

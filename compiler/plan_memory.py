@@ -1,0 +1,75 @@
+"""Where in the arena does each activation live, and for how long?
+
+Buffers are placed largest first, each at the lowest offset where nothing that lives at the same time is in the way
+(greedy by size: Pisarchyk and Lee, 2020). Phases share one arena, since they never run at the same time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hjgc.compiler.program import Program, Tensor
+from hjgc.plan_format import sizes
+from hjgc.plan_format.dtypes import ITEM_BYTES
+from hjgc.plan_format.structs import Buffer
+
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The buffers of one phase and the bytes of arena they need."""
+
+    buffers: tuple[Buffer, ...]
+    bytes: int
+
+
+def plan_memory(program: Program) -> MemoryPlan:
+    """Offsets for every activation of a phase, at the largest size of its range. The result is checked."""
+    ranges = {size.name: (size.low, size.high) for size in program.sizes}
+    wanted = [_buffer(tensor, first, last, ranges) for tensor, first, last in _lifetimes(program)]
+    placed: list[Buffer] = []
+    for buffer in sorted(wanted, key=lambda b: (-b.bytes, b.first, b.name)):
+        placed.append(_place(buffer, placed))
+    order = {buffer.name: i for i, buffer in enumerate(wanted)}
+    buffers = tuple(sorted(placed, key=lambda b: order[b.name]))
+    overlap = find_overlap(buffers)
+    assert overlap is None, f"live buffers overlap: {overlap}"
+    return MemoryPlan(buffers, max((b.offset + b.bytes for b in buffers), default=0))
+
+
+def find_overlap(buffers: tuple[Buffer, ...]) -> tuple[str, str] | None:
+    """Two buffers that live at the same time and share a byte, or None: every pair is compared."""
+    for i, a in enumerate(buffers):
+        for b in buffers[:i]:
+            together = a.first <= b.last and b.first <= a.last
+            if together and a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes:
+                return b.name, a.name
+    return None
+
+
+def _lifetimes(program: Program) -> list[tuple[Tensor, int, int]]:
+    spans: dict[str, tuple[Tensor, int, int]] = {}
+    for number, step in enumerate(program.steps):
+        for tensor in step.operands.values():
+            if tensor.space == "buffer":
+                first = spans.get(tensor.name, (tensor, number, number))[1]
+                spans[tensor.name] = (tensor, first, number)
+    return list(spans.values())
+
+
+def _buffer(tensor: Tensor, first: int, last: int, ranges: dict[str, tuple[int, int]]) -> Buffer:
+    need = math.prod(sizes.bounds(axis, ranges)[1] for axis in tensor.shape) * ITEM_BYTES[tensor.dtype]
+    return Buffer(tensor.name, tensor.dtype, tensor.shape, 0, -(-need // ALIGNMENT) * ALIGNMENT, first, last)
+
+
+def _place(buffer: Buffer, placed: list[Buffer]) -> Buffer:
+    offset = 0
+    for other in sorted(placed, key=lambda b: b.offset):
+        if other.first > buffer.last or other.last < buffer.first:
+            continue
+        if offset + buffer.bytes <= other.offset:
+            break
+        offset = max(offset, other.offset + other.bytes)
+    return Buffer(buffer.name, buffer.dtype, buffer.shape, offset, buffer.bytes, buffer.first, buffer.last)

@@ -1,0 +1,58 @@
+"""What do the later stages work on: the network as steps over tensors, once per phase?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.sizes import Expression, SizeDeclaration
+from hjgc.plan_format.structs import Attribute, Constant, DTypes, State, Weight
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value: an activation by name, or an entry of one of the network's tables by index."""
+
+    name: str
+    space: Literal["buffer", "weight", "constant", "state", "parameters"]
+    dtype: DType
+    shape: tuple[Expression, ...]
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op applied to tensors by role. `nodes` are the ONNX nodes it came from, `values` the ONNX value that each
+    written role holds."""
+
+    name: str
+    op: str
+    operands: dict[str, Tensor]
+    attributes: dict[str, Attribute] = field(default_factory=dict[str, Attribute])
+    nodes: tuple[str, ...] = ()
+    values: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Program:
+    """The network for one phase: its sizes, its steps in order, the row counts that graphs are built for."""
+
+    phase: str
+    sizes: tuple[SizeDeclaration, ...]
+    buckets: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What all phases share, and the phases."""
+
+    dtypes: DTypes
+    weights: tuple[Weight, ...]
+    constants: tuple[Constant, ...]
+    constant_bytes: bytes
+    states: tuple[State, ...]
+    programs: tuple[Program, ...]
+    vocab_size: int
+    layers: int

@@ -1,0 +1,105 @@
+"""What do all rewrite rules share: they say why they do not fire, and new nodes remember what they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase, RewriteRuleSet
+
+from hjgc.plan_format.structs import Note
+
+DOMAIN = "hjgc"
+NODES_KEY, VALUE_KEY = "hjgc.nodes", "hjgc.value"
+
+
+@dataclass
+class Journal:
+    """The rules that matched a pattern and then did not fire."""
+
+    notes: dict[tuple[str, str], Note] = field(default_factory=dict[tuple[str, str], Note])
+
+    def add(self, rule: str, node: str, why: str) -> None:
+        self.notes[rule, node] = Note(rule, node, why)
+
+
+class Rule(RewriteRuleClassBase):
+    """A pattern, what may stand in its way (`obstacle`), and what replaces it (`replace`)."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(name=type(self).__name__)
+        self.journal = journal
+        self._sources: tuple[str, ...] = ()
+
+    def obstacle(self, **values: Any) -> str | None:
+        """Why the rule must not fire here, or None."""
+        return None
+
+    def replace(self, op: Any, **values: Any) -> Any:
+        """The replacement."""
+        raise NotImplementedError
+
+    def check(self, context: Any, **values: Any) -> MatchResult:
+        result = MatchResult()
+        self._sources = tuple(dict.fromkeys(name for node in context.nodes for name in source_nodes(node)))
+        why = self.obstacle(**values)
+        if why is not None:
+            self.journal.add(type(self).__name__, node_name(context.root), why)
+            result.fail(why)
+        return result
+
+    def rewrite(self, op: Any, **values: Any) -> Any:
+        outputs = self.replace(op, **values)
+        for node in op.nodes:
+            node.metadata_props[NODES_KEY] = "\n".join(self._sources)
+        return outputs
+
+
+def apply_rules(model: ir.Model, rules: list[type[Rule]], journal: Journal) -> None:
+    """Sweep over the graph with all rules until none fires."""
+    rule_set = RewriteRuleSet([rule for kind in rules for rule in _instances(kind, journal)])
+    while rule_set.apply_to_model(model):
+        pass
+
+
+def _instances(kind: type[Rule], journal: Journal) -> list[RewriteRule]:
+    return [kind.rule(journal)]
+
+
+def node_name(node: ir.Node) -> str:
+    """The node's name, or the name of its first output."""
+    return node.name or next((value.name or "" for value in node.outputs), "")
+
+
+def source_nodes(node: ir.Node) -> tuple[str, ...]:
+    """The ONNX nodes of the input file that this node stands for."""
+    recorded = node.metadata_props.get(NODES_KEY)
+    return tuple(recorded.split("\n")) if recorded else (node_name(node),)
+
+
+def is_op(node: ir.Node | None, name: str) -> bool:
+    return node is not None and node.domain == DOMAIN and node.op_type == name
+
+
+def scalar_float(value: ir.Attr | None, default: float) -> float:
+    return default if value is None else float(value.as_float())
+
+
+def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The integers of a small constant, or None."""
+    tensor = None if value is None else value.const_value
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > 64:
+        return None
+    return tuple(int(x) for x in tensor.numpy().reshape(-1))
+
+
+def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """Each axis, None where it is symbolic; None if the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(axis if isinstance(axis, int) else None for axis in value.shape)
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()

@@ -1,0 +1,289 @@
+"""What does the recognised graph compute for a prompt, and what for one token: steps over tensors, with size ranges?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+import onnx_ir as ir
+
+from hjgc.compiler.options import DEFAULT_CONTEXT, Options
+from hjgc.compiler.program import Network, Program, Step, Tensor
+from hjgc.compiler.recognise import Recognised
+from hjgc.compiler.rules.rule import VALUE_KEY, node_name, source_nodes
+from hjgc.compiler.tables import DTYPES, Tables
+from hjgc.plan_format.dtypes import ITEM_BYTES, DType
+from hjgc.plan_format.errors import CompileError, InputError
+from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
+from hjgc.plan_format.structs import DTypes, State
+
+SPARE_ROWS = 1
+"""Rows of the cache past the context: the step launched ahead of a stop writes one."""
+
+
+def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Network, list[Path]]:
+    """The network and the weight files it names. Raises CompileError, InputError."""
+    model = recognised.model
+    dtypes = choose_dtypes(model, options)
+    context = choose_context(model, options)
+    builder = _Builder(model, path, dtypes, context)
+    programs = tuple(builder.program(*phase) for phase in _phases(options, context))
+    tables = builder.tables
+    network = Network(
+        dtypes=dtypes,
+        weights=tuple(tables.weights.values()),
+        constants=tuple(tables.constants.values()),
+        constant_bytes=bytes(tables.constant_bytes),
+        states=tuple(builder.states.values()),
+        programs=programs,
+        vocab_size=builder.vocab_size,
+        layers=builder.layers,
+    )
+    return network, tables.files
+
+
+def choose_dtypes(model: ir.Model, options: Options) -> DTypes:
+    """float32 on the CPU, the embedding's own type on a GPU, or what the user said; logits and sums in float32."""
+    dtype: DType | None = options.dtype
+    if dtype is None:
+        dtype = "float32" if "cpu" in options.targets else _checkpoint_dtype(model)
+    return DTypes(weights=dtype, compute=dtype, accumulation="float32", cache=dtype, logits="float32")
+
+
+def _checkpoint_dtype(model: ir.Model) -> DType:
+    largest = max(model.graph.initializers.values(), key=lambda value: value.const_value.nbytes if value.const_value else 0)
+    return DTYPES.get(largest.dtype, "float32") if largest.dtype is not None else "float32"
+
+
+def choose_context(model: ir.Model, options: Options) -> int:
+    """The user's, or the model's own up to 4096. Raises InputError for more than the model was made for."""
+    declared = model.metadata_props.get("hjgc.context")
+    own = int(declared) if declared and declared.isdigit() else None
+    if options.context is None:
+        context = min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        return max(context, 2)
+    if own is not None and options.context > own:
+        raise InputError("--context", f"expected at most the model's {own} tokens, found {options.context}")
+    return options.context
+
+
+def choose_buckets(low: int, high: int) -> tuple[int, ...]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ... to `high`: powers of two and the halfway points, so that no graph runs more than a
+    third empty past 2; those under `low` are left out as far as the half-empty rule allows."""
+    steps: list[int] = []
+    power = 1
+    while power < high:
+        steps += [power] if power < 2 else [power, power + power // 2]
+        power *= 2
+    kept = [step for step in steps if step < high and step >= low]
+    return (*kept, high)
+
+
+def _phases(options: Options, context: int) -> tuple[tuple[str, Expression, tuple[SizeDeclaration, ...], tuple[int, ...]], ...]:
+    low, high = options.prompt
+    high = min(high, context)
+    low = min(low, high)
+    start = SizeDeclaration("start", 0, context, "device")
+    rows = SizeDeclaration("tokens", low, high, "key")
+    length = SizeDeclaration("length", 1, high, "device")
+    return (
+        ("prefill", Size("tokens"), (rows, start, length), choose_buckets(low, high)),
+        ("decode", 1, (start,), (1,)),
+    )
+
+
+@dataclass
+class _Builder:
+    """Walks the graph once a phase; tables and states are shared by the phases."""
+
+    model: ir.Model
+    path: Path
+    dtypes: DTypes
+    context: int
+
+    def __post_init__(self) -> None:
+        self.tables = Tables(self.path, self.dtypes.weights)
+        self.states: dict[str, State] = {}
+        self.vocab_size = 0
+        self.layers = 0
+
+    def program(
+        self, phase: str, rows: Expression, sizes: tuple[SizeDeclaration, ...], buckets: tuple[int, ...]
+    ) -> Program:
+        self.rows = rows
+        self.tensors: dict[ir.Value, Tensor] = {}
+        self.layer = -1
+        self.steps: list[Step] = []
+        self.state("history", "token_history", "int32", (self.context + SPARE_ROWS + 1,))
+        for node in self.model.graph:
+            self._visit(node)
+        self.layers = self.layer + 1
+        self._finish()
+        return Program(phase, sizes, buckets, tuple(self.steps))
+
+    def _visit(self, node: ir.Node) -> None:
+        visit = getattr(self, f"_visit_{node.op_type}", None)
+        if visit is not None:
+            visit(node)
+
+    def _visit_Embedding(self, node: ir.Node) -> None:
+        table = self.tables.weight([_input(node, 1)])
+        self.vocab_size = int(table.shape[0])  # type: ignore[arg-type]
+        operands = {"history": self.state_tensor("history"), "table": table, "parameters": PARAMETERS}
+        self._step(node, "embedding", "embedding", operands, {"y": (node.outputs[0], (self.rows, table.shape[1]))})
+
+    def _visit_RotaryAngles(self, node: ir.Node) -> None:
+        frequencies = self.tables.constant(_input(node, 1), "float32")
+        pair = {user.op_type: user for user, _ in node.outputs[0].uses()}
+        shape = (self.rows, frequencies.shape[0])
+        outputs = {role: (pair[name].outputs[0], shape) for role, name in (("cos", "Cos"), ("sin", "Sin"))}
+        operands = {"inverse_frequencies": frequencies, "parameters": PARAMETERS}
+        self._step(node, "rotary_table", "rotary_table", operands, outputs, dtype="float32")
+
+    def _visit_AttentionInputs(self, node: ir.Node) -> None:
+        self.layer += 1
+        heads, kv_heads, size = (node.attributes.get_int(name, 0) for name in ("heads", "kv_heads", "head_dim"))
+        flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]
+        operands = {
+            "x": self._get(node, 0),
+            "norm_weight": self.tables.weight([_input(node, 1)]),
+            "weight": self.tables.weight([_input(node, i) for i in (2, 3, 4)], flags),
+        }
+        if node.inputs[5] is not None:
+            operands["bias"] = self.tables.weight([_input(node, i) for i in (5, 6, 7)])
+        if node.inputs[8] is not None:
+            operands["query_norm"] = self.tables.weight([_input(node, 8)])
+            operands["key_norm"] = self.tables.weight([_input(node, 9)])
+        operands |= {"cos": self._get(node, 10), "sin": self._get(node, 11), "parameters": PARAMETERS}
+        caches = {
+            role: self.state(
+                f"cache.{self.layer}.{role.split('_')[0]}", "full_cache", self.dtypes.cache,
+                (kv_heads, self.context + SPARE_ROWS, size),
+            )
+            for role in ("key_cache", "value_cache")
+        }  # fmt: skip
+        attributes = {name: float(node.attributes[name].as_float()) for name in ("epsilon", "head_norm_epsilon")}
+        query = {"query": (node.outputs[0], (heads, self.rows, size))}
+        self._step(node, self._layer_name("attention_inputs"), "attention_inputs", operands, query, attributes, caches)
+
+    def _visit_Attention(self, node: ir.Node) -> None:
+        query = self._get(node, 0)
+        operands = {
+            "query": query,
+            "key_cache": self.state_tensor(f"cache.{self.layer}.key"),
+            "value_cache": self.state_tensor(f"cache.{self.layer}.value"),
+            "parameters": PARAMETERS,
+        }
+        columns = int(query.shape[0]) * int(query.shape[2])  # type: ignore[arg-type]
+        attributes = {"scale": float(node.attributes["scale"].as_float())}
+        outputs = {"y": (node.outputs[0], (self.rows, columns))}
+        self._step(node, self._layer_name("attention"), "attention", operands, outputs, attributes)
+
+    def _visit_Linear(self, node: ir.Node) -> None:
+        weight = self.tables.weight([_input(node, 1)], [bool(node.attributes.get_int("transposed", 0))])
+        operands = {"x": self._get(node, 0), "weight": weight}
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            operands["bias"] = self.tables.weight([_input(node, 2)])
+        if len(node.inputs) > 3 and node.inputs[3] is not None:
+            operands["residual"] = self._get(node, 3)
+        name = self._layer_name((_input(node, 1).name or "linear").removesuffix(".weight").rsplit(".", 1)[-1])
+        self._step(node, name, "linear", operands, {"y": (node.outputs[0], (self.rows, weight.shape[0]))})
+
+    def _visit_RmsNorm(self, node: ir.Node) -> None:
+        x = self._get(node, 0)
+        operands = {"x": x, "weight": self.tables.weight([_input(node, 1)])}
+        attributes = {"epsilon": float(node.attributes["epsilon"].as_float())}
+        name = self._layer_name("rms_norm")
+        self._step(node, name, "rms_norm", operands, {"y": (node.outputs[0], x.shape)}, attributes)
+
+    def _visit_GatedLinear(self, node: ir.Node) -> None:
+        flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]
+        weight = self.tables.weight([_input(node, 2), _input(node, 3)], flags)
+        operands = {"x": self._get(node, 0), "norm_weight": self.tables.weight([_input(node, 1)]), "weight": weight}
+        if len(node.inputs) > 4 and node.inputs[4] is not None:
+            operands["bias"] = self.tables.weight([_input(node, 4), _input(node, 5)])
+        outputs = {"y": (node.outputs[0], (self.rows, int(weight.shape[0]) // 2))}  # type: ignore[arg-type]
+        attributes = {"epsilon": float(node.attributes["epsilon"].as_float())}
+        self._step(node, self._layer_name("gated_linear"), "gated_linear", operands, outputs, attributes)
+
+    def _visit_VocabularyLogits(self, node: ir.Node) -> None:
+        weight = self.tables.weight([_input(node, 2)], [bool(node.attributes.get_int("transposed", 0))])
+        operands = {"x": self._get(node, 0), "norm_weight": self.tables.weight([_input(node, 1)]), "weight": weight}
+        if len(node.inputs) > 3 and node.inputs[3] is not None:
+            operands["bias"] = self.tables.weight([_input(node, 3)])
+        if weight.shape[0] != self.vocab_size:
+            raise CompileError(
+                self.path, f"expected {self.vocab_size} rows as in the embedding, found {weight.shape[0]}",
+                field=f"initializer {_input(node, 2).name}",
+            )  # fmt: skip
+        logits = {"logits": self.state("logits", "logits", "float32", (1, self.vocab_size))}
+        attributes = {"epsilon": float(node.attributes["epsilon"].as_float())}
+        self._step(node, "vocabulary_logits", "vocabulary_logits", operands, {}, attributes, logits)
+
+    def _finish(self) -> None:
+        """The caller's logits processor and the sampler, which no ONNX graph has."""
+        common = {"history": self.state_tensor("history"), "parameters": PARAMETERS, "logits": self.state_tensor("logits")}
+        self.steps.append(Step("caller_logits", "caller_logits", common))
+        sampled = self.state("sampled", "sampled", "int32", (1,))
+        self.steps.append(Step("sample", "sample", {**common, "sampled": sampled}))
+
+    def state(self, name: str, kind: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+        """Declare a state, once for all phases."""
+        size = ITEM_BYTES[dtype]
+        for axis in shape:
+            size *= axis
+        self.states.setdefault(name, State(name, kind, dtype, shape, size))  # type: ignore[arg-type]
+        return self.state_tensor(name)
+
+    def state_tensor(self, name: str) -> Tensor:
+        entry = self.states[name]
+        return Tensor(name, "state", entry.dtype, entry.shape, list(self.states).index(name))
+
+    def _get(self, node: ir.Node, index: int) -> Tensor:
+        value = _input(node, index)
+        tensor = self.tensors.get(value)
+        if tensor is None:
+            raise CompileError(
+                self.path, f"expected {value.name} computed before, found it missing", field=f"node {node_name(node)}"
+            )
+        return tensor
+
+    def _layer_name(self, name: str) -> str:
+        full = f"layers.{self.layer}.{name}" if self.layer >= 0 else name
+        taken = {step.name for step in self.steps}
+        spellings = chain((full,), (f"{full}.{i}" for i in count(2)))
+        return next(spelling for spelling in spellings if spelling not in taken)
+
+    def _step(
+        self,
+        node: ir.Node,
+        name: str,
+        op: str,
+        operands: dict[str, Tensor],
+        outputs: dict[str, tuple[ir.Value, tuple[Expression, ...]]],
+        attributes: dict[str, float] | None = None,
+        states: dict[str, Tensor] | None = None,
+        *,
+        dtype: DType | None = None,
+    ) -> None:
+        """Add a step; its outputs become tensors that later steps find by ONNX value."""
+        made: dict[str, Tensor] = {}
+        for role, (value, shape) in outputs.items():
+            made[role] = Tensor(f"{name}.{role}", "buffer", dtype or self.dtypes.compute, shape)
+            self.tensors[value] = made[role]
+        values = {role: value.metadata_props.get(VALUE_KEY) or value.name or "" for role, (value, _) in outputs.items()}
+        for (role, _), value in zip((states or {}).items(), node.outputs[len(outputs) :] or node.outputs, strict=False):
+            values[role] = value.metadata_props.get(VALUE_KEY) or value.name or ""
+        self.steps.append(
+            Step(name, op, operands | made | (states or {}), dict(attributes or {}), source_nodes(node), values)
+        )
+
+
+PARAMETERS = Tensor("parameters", "parameters", "uint8", ())
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value

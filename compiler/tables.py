@@ -1,0 +1,90 @@
+"""How do ONNX initializers become the plan's weights and constants, each once?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from hjgc.compiler.program import Tensor
+from hjgc.plan_format.dtypes import ITEM_BYTES, DType
+from hjgc.plan_format.errors import CompileError
+from hjgc.plan_format.structs import Constant, Source, Weight
+
+MAX_INLINE_BYTES = 1 << 20
+CONSTANT_ALIGNMENT = 64
+DTYPES: dict[ir.DataType, DType] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
+NUMPY: dict[DType, type] = {"float32": np.float32, "float16": np.float16}
+
+
+@dataclass
+class Tables:
+    """Collects weights (sources in files) and constants (bytes in the plan). `path` is only for messages."""
+
+    path: Path
+    weights_dtype: DType
+    files: list[Path] = field(default_factory=list[Path])
+    weights: dict[tuple[str, ...], Weight] = field(default_factory=dict[tuple[str, ...], Weight])
+    constants: dict[str, Constant] = field(default_factory=dict[str, Constant])
+    constant_bytes: bytearray = field(default_factory=bytearray)
+
+    def weight(self, values: list[ir.Value], transposed: list[bool] | None = None) -> Tensor:
+        """The weights stacked along axis 0 as one packed weight; the same stack is made once."""
+        names = tuple(value.name or "" for value in values)
+        flags = transposed or [False] * len(values)
+        key = tuple(f"{name}.T" if flag else name for name, flag in zip(names, flags, strict=True))
+        if key not in self.weights:
+            self.weights[key] = self._pack("+".join(key), values, flags)
+        weight = self.weights[key]
+        return Tensor(weight.name, "weight", weight.dtype, weight.shape, list(self.weights).index(key))
+
+    def constant(self, value: ir.Value, dtype: DType) -> Tensor:
+        """A small initializer as a constant of the plan, converted to `dtype`."""
+        name = value.name or ""
+        if name not in self.constants:
+            self.constants[name] = self._store(name, value, dtype)
+        entry = self.constants[name]
+        return Tensor(name, "constant", entry.dtype, entry.shape, list(self.constants).index(name))
+
+    def _pack(self, name: str, values: list[ir.Value], flags: list[bool]) -> Weight:
+        sources = [self._source(value, flag) for value, flag in zip(values, flags, strict=True)]
+        shapes = [source.shape[::-1] if source.transpose else source.shape for source in sources]
+        if len({shape[1:] for shape in shapes}) != 1:
+            raise CompileError(self.path, f"expected weights of one width, found {shapes}", field=f"initializer {name}")
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        size = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[self.weights_dtype]
+        return Weight(name, self.weights_dtype, shape, size, tuple(sources))
+
+    def _source(self, value: ir.Value, transpose: bool) -> Source:
+        tensor, field = value.const_value, f"initializer {value.name}"
+        if not isinstance(tensor, ir.ExternalTensor):
+            raise CompileError(
+                self.path, "expected its data in a weight file, found it inside the model", field=field,
+                next_step="save the model with external data for every weight",
+            )  # fmt: skip
+        if tensor.dtype not in DTYPES:
+            known = ", ".join(DTYPES.values())
+            raise CompileError(self.path, f"expected one of {known}, found {tensor.dtype.name.lower()}", field=field)
+        file = Path(tensor.base_dir) / tensor.location
+        if file not in self.files:
+            self.files.append(file)
+        shape = tuple(int(axis) for axis in tensor.shape.numpy())
+        return Source(
+            self.files.index(file), tensor.offset or 0, tensor.nbytes, DTYPES[tensor.dtype], shape, transpose=transpose
+        )
+
+    def _store(self, name: str, value: ir.Value, dtype: DType) -> Constant:
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes > MAX_INLINE_BYTES:
+            raise CompileError(self.path, "expected a small constant, found none or a large one", field=name)
+        data = tensor.numpy().astype(NUMPY[dtype]).tobytes()
+        self.constant_bytes += bytes(-len(self.constant_bytes) % CONSTANT_ALIGNMENT)
+        entry = Constant(name, dtype, tuple(int(axis) for axis in tensor.shape.numpy()), len(self.constant_bytes), len(data))
+        self.constant_bytes += data
+        return entry
