@@ -1,0 +1,238 @@
+"""Does a new graph compute the same bytes as the plain run, and if not, which launch is the first to differ?
+
+Both are given the same made-up input on the real memory: token ids, parameters, and whatever context the caches hold.
+What they should write is filled with a pattern first, so that a graph that writes nothing is found out. All memory that
+was touched is put back, however the check ends. The caller holds the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjgc.plan_format.hazards import memory_uses
+from hjgc.plan_format.structs import HostCall, Launch, Phase, Plan, Schedule
+from hjgc.runtime.backend import Backend, BackendRefused, Graph, MemoryRef
+from hjgc.runtime.runner import SegmentRunner
+
+POISON = 0xA5
+NO_TOKEN = -1
+SAMPLING: dict[str, int | float] = {
+    "temperature": 0.75,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.01,
+    "repetition_penalty": 1.125,
+    "seed_low": 20261121,
+    "seed_high": 7,
+}
+"""Every part of the sampler at work, in numbers that float32 holds well enough to be the same everywhere."""
+
+CACHES = ("full_cache", "ring_cache")
+Contents = dict[MemoryRef, NDArray[np.uint8]]
+
+
+class Interrupted(Exception):
+    """A request wants the device: the check gave up and put everything back."""
+
+
+class Gate:
+    """Checks graphs on one device."""
+
+    def __init__(self, plan: Plan, backend: Backend) -> None:
+        self._plan, self._backend = plan, backend
+
+    def check(self, runner: SegmentRunner, graph: Graph, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """None if the graph may serve, else a report, at the longest and the shortest length it would serve. Asks
+        `stop` between launches. Raises Interrupted."""
+        context = self._plan.model.context
+        for tokens in sorted({min(runner.bucket, context), min(runner.shortest, context)}, reverse=True):
+            report = _Trial(self._plan, self._backend, runner, tokens, stop).run(graph)
+            if report is not None:
+                return report
+        return None
+
+
+class _Trial:
+    """One comparison, at one length."""
+
+    def __init__(
+        self, plan: Plan, backend: Backend, runner: SegmentRunner, tokens: int, stop: Callable[[], bool]
+    ) -> None:
+        self.plan, self.backend, self.runner, self.tokens, self.stop = plan, backend, runner, tokens, stop
+        self.phase = plan.phase(runner.phase)
+        # Prefill starts an empty cache. Decode stands where traffic last decoded, with real rows behind it.
+        self.start = 0 if runner.phase == "prefill" else min(runner.last_start, plan.model.context - tokens)
+        self.before, self.after = _around(self.phase, runner)
+        self.saved: Contents = {}
+
+    def run(self, graph: Graph) -> dict[str, Any] | None:
+        launches = self.runner.launches
+        self.saved = self._snapshot(self._memory())
+        try:
+            differing = self._differing(graph, launches)
+            return None if not differing else self._report(differing)
+        finally:
+            self.backend.restore(self.saved, self.start, self.tokens)
+
+    def _differing(self, graph: Graph, launches: Sequence[int]) -> dict[MemoryRef, str]:
+        """What the graph of `launches` leaves different from a plain run of them, and how."""
+        watched = self._watched(launches)
+        self._prepare(launches)
+        self._run(launches)
+        expected = self._snapshot(watched)
+        self._prepare(launches)
+        self.backend.replay(graph, self.tokens)
+        found = self._snapshot(watched)
+        return {ref: _where(expected[ref], found[ref]) for ref in watched if not _same(expected[ref], found[ref])}
+
+    def _prepare(self, launches: Sequence[int]) -> None:
+        """The input, what earlier segments leave behind, and the pattern where `launches` will write."""
+        self._give_way()
+        self.backend.restore(self.saved, self.start, self.tokens)
+        self.backend.write_parameters({**SAMPLING, "start": self.start, "length": self.tokens})
+        end = self.start + self.tokens
+        generator = np.random.default_rng(end)
+        ids: list[int] = generator.integers(0, self.plan.model.vocab_size, end).tolist()
+        self.backend.write_history(0, [*ids, NO_TOKEN])
+        self._run(self.before)
+        blank = self._snapshot(self._overwritten(launches))
+        filled = {ref: np.full_like(contents, POISON) for ref, contents in blank.items()}
+        self.backend.restore(filled, self.start, self.tokens)
+
+    def _run(self, launches: Sequence[int]) -> None:
+        if launches and not self.backend.run(self.runner.phase, launches, self.tokens, self.stop):
+            raise Interrupted
+        self._give_way()
+
+    def _give_way(self) -> None:
+        if self.stop():
+            raise Interrupted
+
+    def _snapshot(self, refs: Sequence[MemoryRef]) -> Contents:
+        return self.backend.snapshot(refs, self.start, self.tokens)
+
+    def _memory(self) -> list[MemoryRef]:
+        """What outlives a step and is written by the check: states and the parameter block."""
+        history = [MemoryRef("state", i) for i, state in enumerate(self.plan.states) if state.kind == "token_history"]
+        written = self._written([*self.before, *self.runner.launches])
+        lasting = [ref for ref in written if ref.space != "buffer"]
+        return list(dict.fromkeys([MemoryRef("parameters", 0), *history, *lasting]))
+
+    def _written(self, launches: Sequence[int]) -> list[MemoryRef]:
+        refs: dict[MemoryRef, None] = {}
+        for number in launches:
+            refs.update(dict.fromkeys(self._writes(self.phase.launches[number])))
+        return list(refs)
+
+    def _writes(self, launch: Launch) -> list[MemoryRef]:
+        return [self._ref(use.space, use.index) for use in memory_uses(launch) if use.writes]
+
+    def _reads(self, launches: Sequence[int]) -> set[MemoryRef]:
+        uses = [use for number in launches for use in memory_uses(self.phase.launches[number])]
+        return {self._ref(use.space, use.index) for use in uses if use.reads}
+
+    def _ref(self, space: str, index: int) -> MemoryRef:
+        return MemoryRef(space, index, self.phase.name if space == "buffer" else "")
+
+    def _watched(self, launches: Sequence[int]) -> list[MemoryRef]:
+        """What is compared after `launches`: lasting memory, what later segments read, what the last launch wrote.
+        Other buffers may have been used again since."""
+        kept = {ref for ref in self._reads(self.after) if ref.space == "buffer"}
+        kept.update(self._writes(self.phase.launches[launches[-1]]))
+        return [ref for ref in self._written(launches) if ref.space != "buffer" or ref in kept]
+
+    def _overwritten(self, launches: Sequence[int]) -> list[MemoryRef]:
+        """What `launches` write without needing what was there: caches (the rows of this call), and memory whose first
+        use is a write, unless it shares bytes with a buffer that comes from an earlier segment."""
+        first: dict[MemoryRef, bool] = {}
+        for number in launches:
+            for use in memory_uses(self.phase.launches[number]):
+                needed = use.reads and not self._is_cache(use.space, use.index)
+                first.setdefault(self._ref(use.space, use.index), needed)
+        inputs = [ref.index for ref, needed in first.items() if needed and ref.space == "buffer"]
+        written = set(self._written(launches))
+        return [ref for ref, needed in first.items() if not needed and ref in written and not self._shares(ref, inputs)]
+
+    def _is_cache(self, space: str, index: int) -> bool:
+        return space == "state" and self.plan.states[index].kind in CACHES
+
+    def _shares(self, ref: MemoryRef, buffers: Sequence[int]) -> bool:
+        if ref.space != "buffer":
+            return False
+        mine = self.phase.buffers[ref.index]
+        others = (self.phase.buffers[index] for index in buffers)
+        return any(mine.offset < b.offset + b.bytes and b.offset < mine.offset + mine.bytes for b in others)
+
+    def _report(self, differing: dict[MemoryRef, str]) -> dict[str, Any]:
+        """The first launch that differs, found by halving: graphs of the first few launches, each checked as a whole.
+        They are small and short-lived, and stand beside the budget, not in it."""
+        launches = self.runner.launches
+        agree, differ = 0, len(launches)
+        try:
+            if not self._rebuilt(launches):
+                return self._sentence(None, differing, "a second graph of the same launches did not")
+            while differ - agree > 1:
+                middle = (agree + differ) // 2
+                found = self._rebuilt(launches[:middle])
+                agree, differ, differing = (agree, middle, found) if found else (middle, differ, differing)
+        except BackendRefused as refused:
+            return self._sentence(None, differing, f"looking for the launch, the device refused: {refused}")
+        return self._sentence(launches[differ - 1], differing, "")
+
+    def _rebuilt(self, launches: Sequence[int]) -> dict[MemoryRef, str]:
+        """What a new graph of these launches leaves different."""
+        self._give_way()
+        graph = self.backend.build(self.runner.phase, launches, self.runner.bucket)
+        try:
+            return self._differing(graph, launches)
+        finally:
+            self.backend.release(graph)
+
+    def _sentence(self, launch: int | None, differing: dict[MemoryRef, str], remark: str) -> dict[str, Any]:
+        memory = {self._name(ref): how for ref, how in differing.items()}
+        named = None if launch is None else self.phase.launches[launch]
+        who = "the graph" if named is None else f"in the graph, launch {launch} {named.name!r} ({named.op})"
+        changed = "; ".join(f"{name}: {how}" for name, how in memory.items())
+        why = f"{who} wrote other bytes than the plain run: {changed}" + (f"; {remark}" if remark else "")
+        return {
+            "why": why,
+            "launch": launch,
+            "name": None if named is None else named.name,
+            "op": None if named is None else named.op,
+            "memory": memory,
+            "tokens": self.tokens,
+            "start": self.start,
+        }
+
+    def _name(self, ref: MemoryRef) -> str:
+        if ref.space == "buffer":
+            return self.phase.buffers[ref.index].name
+        return "parameters" if ref.space == "parameters" else self.plan.states[ref.index].name
+
+
+def _around(phase: Phase, runner: SegmentRunner) -> tuple[list[int], list[int]]:
+    """The launches of the schedule before the runner's segment, without those of the host, and after it."""
+    schedule: Schedule = next(schedule for schedule in phase.schedules if schedule.name == runner.schedule)
+    before = [n for segment in schedule.segments[: runner.segment] for n in segment.launches]
+    after = [n for segment in schedule.segments[runner.segment + 1 :] for n in segment.launches]
+    return [n for n in before if not on_host(phase.launches[n])], after
+
+
+def on_host(launch: Launch) -> bool:
+    """Is the launch a call of the host's?"""
+    return any(isinstance(kernel, HostCall) for kernel in launch.kernels.values())
+
+
+def _same(expected: NDArray[np.uint8], found: NDArray[np.uint8]) -> bool:
+    return np.array_equal(expected.reshape(-1), found.reshape(-1))
+
+
+def _where(expected: NDArray[np.uint8], found: NDArray[np.uint8]) -> str:
+    if expected.size != found.size:
+        return f"{expected.size} bytes expected, {found.size} found"
+    places = np.flatnonzero(expected.reshape(-1) != found.reshape(-1))
+    return "" if not len(places) else f"{len(places)} of {expected.size} bytes, the first at {places[0]}"

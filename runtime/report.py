@@ -1,0 +1,106 @@
+"""What did a session capture, refuse and serve, and why?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hjgc.runtime.route import Router, StaticRoute
+from hjgc.runtime.runner import DynamicRunner, SegmentRunner, State
+from hjgc.runtime.turns import Turns
+from hjgc.runtime.worker import CaptureWorker
+
+
+def make_report(name: str, target: str, router: Router, worker: CaptureWorker, turns: Turns) -> dict[str, Any]:
+    """Everything, as JSON takes it: one entry for each static segment and bucket and each dynamic segment, then the
+    worker, the budget, the requests, and sums."""
+    with worker.lock:
+        segments = [entry for routes in router.routes.values() for route in routes for entry in _entries(route)]
+        budget = worker.budget
+        return {
+            "model": name,
+            "target": target,
+            "segments": segments,
+            "worker": worker.numbers(),
+            "budget": {
+                "limit": budget.limit,
+                "used": budget.used,
+                "peak": budget.peak,
+                "evictions": budget.evictions,
+            },
+            "requests": {**turns.counts(), "waiting": turns.waiting},
+            "totals": {**_totals(segments), "outside_buckets": router.outside_buckets},
+        }
+
+
+def _entries(route: StaticRoute | DynamicRunner) -> list[dict[str, Any]]:
+    if isinstance(route, DynamicRunner):
+        return [_dynamic_entry(route)]
+    return [_static_entry(runner) for runner in route.runners]
+
+
+def _static_entry(runner: SegmentRunner) -> dict[str, Any]:
+    return {
+        "kind": "static",
+        "phase": runner.phase,
+        "schedule": runner.schedule,
+        "segment": runner.segment,
+        "key": runner.bucket,
+        "launches": len(runner.launches),
+        "state": str(runner.state),
+        "hits": runner.hits,
+        "plain_runs": runner.plain_runs,
+        "bytes": runner.bytes,
+        "in_use": runner.uses,
+        "aborted_checks": runner.aborted_checks,
+        "why": runner.why,
+        "quarantine": runner.report,
+        "history": list(runner.history),
+    }
+
+
+def _dynamic_entry(runner: DynamicRunner) -> dict[str, Any]:
+    return {
+        "kind": "dynamic",
+        "phase": runner.phase,
+        "schedule": runner.schedule,
+        "segment": runner.segment,
+        "launches": runner.launches,
+        "runs": runner.runs,
+        "reasons": [
+            {
+                "launch": reason.launch,
+                "code": str(reason.code),
+                "sentence": reason.code.sentence,
+                "chain": list(reason.chain),
+            }
+            for reason in runner.reasons
+        ],
+    }
+
+
+def _totals(segments: list[dict[str, Any]]) -> dict[str, int]:
+    """`plain_runs` counts the static segments that ran without a graph; `dynamic_runs` those that can have none."""
+    static = [entry for entry in segments if entry["kind"] == "static"]
+    states = Counter(entry["state"] for entry in static)
+    sums = {name: sum(entry[name] for entry in static) for name in ("hits", "plain_runs", "bytes")}
+    dynamic = sum(entry["runs"] for entry in segments if entry["kind"] == "dynamic")
+    return {**sums, "dynamic_runs": dynamic, **{state.lower(): states[state] for state in State}}
+
+
+def flat_numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of a report, by dotted name: `totals.hits`, `segment.decode.default.0.1.hits`, ..."""
+    numbers: dict[str, int | float] = {}
+    for part in ("worker", "budget", "requests", "totals"):
+        numbers.update(_prefixed(part, report[part]))
+    for entry in report["segments"]:
+        place = [str(entry[name]) for name in ("phase", "schedule", "segment", "key") if name in entry]
+        counters = {name: value for name, value in entry.items() if name not in ("segment", "key")}
+        numbers.update(_prefixed(".".join(["segment", *place]), counters))
+    numbers["worker.alive"] = int(report["worker"]["state"] == "running")
+    return numbers
+
+
+def _prefixed(prefix: str, entries: Mapping[str, Any]) -> dict[str, int | float]:
+    return {f"{prefix}.{name}": value for name, value in entries.items() if isinstance(value, int | float)}

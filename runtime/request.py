@@ -1,0 +1,198 @@
+"""What may a caller do while the device is theirs?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from operator import index
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.structs import Plan
+from hjgc.runtime.backend import Backend, LogitsProcessor
+from hjgc.runtime.errors import ContextFull
+from hjgc.runtime.route import Router, token_range
+from hjgc.runtime.runner import SegmentRunner
+from hjgc.runtime.turns import Ticket, Turns
+
+SAMPLING: dict[str, int | float] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "seed_low": 0,
+    "seed_high": 0,
+}
+"""The sampling fields of the parameter block, and what they are when a caller says nothing: greedy."""
+
+
+class Request:
+    """One prompt and its answer. Entering waits for the device, first come first served; leaving gives it back, however
+    the block ends. `cancel`, `cancelled` and `expired` are for any thread; the rest for one thread at a time.
+
+    Every step raises Cancelled or DeadlineExceeded once the request is to stop, and SessionClosed after the session is
+    closed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        turns: Turns,
+        router: Router,
+        process: LogitsProcessor | None,
+        deadline: float | None,
+    ) -> None:
+        self._plan, self._backend, self._turns, self._router = plan, backend, turns, router
+        self._process = process
+        self._schedule = "default" if process is None else "logits_processor"
+        self._ticket = Ticket(deadline)
+        self._stage = "new"
+        self._position = 0
+        self._answering = False
+
+    def __enter__(self) -> Request:
+        if self._stage != "new":
+            raise RunError(f"expected a new request, found one that is {self._stage}; make another")
+        self._turns.take(self._ticket)
+        self._stage = "active"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stage = "over"
+        self._turns.give_back(self._ticket, kind)
+
+    def cancel(self) -> None:
+        """Let the request end: at its next step, between two launches of a prompt, or while it waits for its turn."""
+        self._turns.cancel(self._ticket)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._ticket.cancelled
+
+    @property
+    def expired(self) -> bool:
+        """Has the deadline passed?"""
+        return self._ticket.expired
+
+    @property
+    def position(self) -> int:
+        """How many tokens of the history are in the cache."""
+        return self._position
+
+    def prefill(self, ids: Sequence[int], sampling: Mapping[str, int | float]) -> int:
+        """Read a prompt of 1 to `context` tokens and choose the first token of the answer. `sampling` sets fields of
+        SAMPLING; the others take the values given there. Begins the history anew. Raises RunError."""
+        self._check_active()
+        ids = self._checked_prompt(ids)
+        parameters = _parameters(sampling)
+        chunks = list(self._chunks(len(ids)))
+        self._ticket.check()
+        self._position, self._answering = 0, False
+        with self._router.step() as used:
+            self._backend.write_history(0, ids)
+            self._backend.write_parameters(parameters)
+            for number, tokens in enumerate(chunks):
+                schedule = self._schedule if number == len(chunks) - 1 else "prompt_only"
+                self._backend.write_parameters({"start": self._position, "length": tokens})
+                self._run("prefill", schedule, tokens, used)
+            token = self._backend.read_token()
+        self._answering = True
+        return token
+
+    def decode(self) -> int:
+        """Put the last token into the cache and choose the next. Raises RunError; ContextFull once `context` tokens are
+        cached."""
+        self._check_active()
+        self._check_answering()
+        if self._position >= self._plan.model.context:
+            raise ContextFull(
+                f"expected fewer than {self._plan.model.context} tokens of prompt and answer, found the context full; "
+                "end the answer here, or compile the model with a larger --context"
+            )
+        self._ticket.check()
+        with self._router.step() as used:
+            self._run("decode", self._schedule, 1, used)
+            return self._backend.read_token()
+
+    def logits(self) -> NDArray[np.float32]:
+        """The logits [V] that the last token was chosen from. Raises RunError before the first token."""
+        self._check_active()
+        self._check_answering()
+        with self._router.step():
+            return self._backend.read_logits()
+
+    def _run(self, phase: str, schedule: str, tokens: int, used: list[SegmentRunner]) -> None:
+        ticket = self._ticket
+        start = self._position
+        if not self._router.run(phase, schedule, tokens, start, self._process, lambda: ticket.stopped, used):
+            raise ticket.error()
+        self._position = start + tokens
+
+    def _chunks(self, tokens: int) -> Iterator[int]:
+        """The lengths a prompt is cut into: as few as possible, each one that the prefill phase is declared for."""
+        low, high = token_range(self._plan.phase("prefill"))
+        if tokens < low:
+            raise RunError(
+                f"expected a prompt of at least {low} tokens, found {tokens}; compile the model with --prompt 1:{high}"
+            )
+        if tokens > high and ("prefill", "prompt_only") not in self._router.routes:
+            raise RunError(
+                f"expected a prompt of at most {high} tokens, since this plan has no schedule 'prompt_only' for "
+                f"prefill, found {tokens}; compile the model with --prompt {low}:{tokens}"
+            )
+        while tokens > high:
+            # The last chunk must not be shorter than the phase allows: the one before it leaves it enough.
+            chunk = high if tokens - high >= low else tokens - low
+            if chunk < low:
+                raise RunError(
+                    f"expected a prompt that can be cut into parts of {low} to {high} tokens, found {tokens} left "
+                    f"over; compile the model with --prompt 1:{high}"
+                )
+            yield chunk
+            tokens -= chunk
+        yield tokens
+
+    def _check_active(self) -> None:
+        if self._stage != "active":
+            raise RunError(f"expected a request in its `with` block, found one that is {self._stage}")
+
+    def _check_answering(self) -> None:
+        if not self._answering:
+            raise RunError("expected a request with its prompt read, found none; call prefill(ids, sampling) first")
+
+    def _checked_prompt(self, ids: Sequence[int]) -> list[int]:
+        model = self._plan.model
+        if not len(ids):
+            raise RunError("expected a prompt of at least one token, found an empty one; begin with the model's bos_id")
+        if len(ids) > model.context:
+            raise RunError(
+                f"expected a prompt of at most {model.context} tokens (the context), found {len(ids)}; shorten it, or "
+                "compile the model with a larger --context"
+            )
+        try:
+            tokens = [index(token) for token in ids]
+        except TypeError as error:
+            raise RunError(f"expected token ids, found others: {error}; encode text with the tokenizer first") from None
+        for place, token in enumerate(tokens):
+            if not 0 <= token < model.vocab_size:
+                raise RunError(
+                    f"expected token ids from 0 to {model.vocab_size - 1}, found {token} at place {place} of the "
+                    "prompt; does the tokenizer belong to this model?"
+                )
+        return tokens
+
+
+def _parameters(sampling: Mapping[str, int | float]) -> dict[str, int | float]:
+    unknown = sorted(sampling.keys() - SAMPLING.keys())
+    if unknown:
+        raise RunError(f"expected sampling fields among {', '.join(SAMPLING)}, found {', '.join(unknown)}")
+    for name, value in sampling.items():
+        if not math.isfinite(value):
+            raise RunError(f"expected a finite number for {name}, found {value}")
+    return {**SAMPLING, **sampling}

@@ -1,0 +1,153 @@
+"""What state is a segment in, and which may follow?
+
+    COLD -> WARM -> QUEUED -> BUILT -> PROMOTED -> EVICTED -> QUEUED ...
+                    QUEUED -> REFUSED (why)
+                    QUEUED -> WARM          (the worker crashed: nobody will build it)
+                              BUILT -> QUARANTINED (report)
+
+A runner exists for each (phase, schedule, segment, bucket). Everything here is called under the worker's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import StrEnum
+from typing import Any
+
+from hjgc.plan_format.reasons import Reason
+from hjgc.runtime.backend import Graph
+
+
+class State(StrEnum):
+    COLD = "COLD"
+    """never ran"""
+    WARM = "WARM"
+    """ran plainly"""
+    QUEUED = "QUEUED"
+    """traffic asked for a graph; the worker will come to it"""
+    BUILT = "BUILT"
+    """a graph exists and has not been compared with the plain run yet"""
+    PROMOTED = "PROMOTED"
+    """a graph serves"""
+    EVICTED = "EVICTED"
+    """its graph gave way to another; runs plainly, and the next run asks again"""
+    REFUSED = "REFUSED"
+    """will not be captured; runs plainly for good"""
+    QUARANTINED = "QUARANTINED"
+    """its graph computed something else than the plain run; runs plainly for good"""
+
+
+NEXT: dict[State, frozenset[State]] = {
+    State.COLD: frozenset({State.WARM}),
+    State.WARM: frozenset({State.QUEUED}),
+    State.QUEUED: frozenset({State.BUILT, State.REFUSED, State.WARM}),
+    State.BUILT: frozenset({State.PROMOTED, State.QUARANTINED}),
+    State.PROMOTED: frozenset({State.EVICTED}),
+    State.EVICTED: frozenset({State.QUEUED}),
+    State.REFUSED: frozenset(),
+    State.QUARANTINED: frozenset(),
+}
+REMEMBERED = 32
+"""How many transitions a runner remembers."""
+
+
+class IllegalTransition(RuntimeError):
+    """A bug in the runtime: a state was left for one that may not follow it."""
+
+
+class SegmentRunner:
+    """One static segment of one schedule at one bucket. `shortest` is the shortest length that the bucket serves."""
+
+    def __init__(
+        self, phase: str, schedule: str, segment: int, launches: tuple[int, ...], bucket: int, shortest: int
+    ) -> None:
+        self.phase, self.schedule, self.segment = phase, schedule, segment
+        self.launches, self.bucket, self.shortest = launches, bucket, shortest
+        self.state = State.COLD
+        self.history: deque[str] = deque(maxlen=REMEMBERED)
+        self.graph: Graph | None = None
+        self.why = ""
+        self.report: dict[str, Any] | None = None
+        self.hits = self.plain_runs = self.aborted_checks = 0
+        self.uses = self.last_use = self.last_start = 0
+        self.bytes_wanted: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.phase}/{self.schedule}/{self.segment}/{self.bucket}"
+
+    @property
+    def bytes(self) -> int:
+        """The device memory its graph holds now."""
+        return 0 if self.graph is None else self.graph.bytes
+
+    def warm(self) -> None:
+        self._become(State.WARM)
+
+    def queue(self) -> None:
+        self._become(State.QUEUED)
+
+    def unqueue(self) -> None:
+        """Nobody will build it: the worker crashed."""
+        self._become(State.WARM)
+
+    def built(self, graph: Graph) -> None:
+        self._become(State.BUILT)
+        self.graph = graph
+
+    def promote(self) -> None:
+        self._become(State.PROMOTED)
+
+    def evict(self) -> Graph:
+        """The graph, to be released by the caller."""
+        if self.uses:
+            raise IllegalTransition(f"{self.name}: evicted while {self.uses} steps use its graph")
+        self._become(State.EVICTED)
+        return self._surrender()
+
+    def refuse(self, why: str) -> None:
+        self._become(State.REFUSED)
+        self.why = why
+
+    def quarantine(self, report: dict[str, Any]) -> Graph:
+        """The graph, to be released by the caller."""
+        self._become(State.QUARANTINED)
+        self.report, self.why = report, str(report["why"])
+        return self._surrender()
+
+    def _surrender(self) -> Graph:
+        graph, self.graph = self.graph, None
+        assert graph is not None
+        return graph
+
+    def forget(self) -> Graph | None:
+        """The graph if there is one, to be released by the caller: the session ends, so the state stays as it was."""
+        graph, self.graph = self.graph, None
+        return graph
+
+    def _become(self, state: State) -> None:
+        if state not in NEXT[self.state]:
+            allowed = ", ".join(sorted(NEXT[self.state])) or "nothing"
+            raise IllegalTransition(f"{self.name}: expected {allowed} after {self.state}, found {state}")
+        self.history.append(f"{self.state} -> {state}")
+        self.state = state
+
+
+class DynamicRunner:
+    """One dynamic segment: it has reasons and no states. `pieces`: (on the host?, launches), in order."""
+
+    def __init__(
+        self,
+        phase: str,
+        schedule: str,
+        segment: int,
+        pieces: tuple[tuple[bool, tuple[int, ...]], ...],
+        reasons: tuple[Reason, ...],
+    ) -> None:
+        self.phase, self.schedule, self.segment = phase, schedule, segment
+        self.pieces, self.reasons = pieces, reasons
+        self.runs = 0
+
+    @property
+    def launches(self) -> int:
+        return sum(len(launches) for _, launches in self.pieces)

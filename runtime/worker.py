@@ -1,0 +1,303 @@
+"""Who builds graphs, when, and what if it fails?
+
+One thread takes the runners that traffic asked for, in that order: makes room in the byte budget, builds, and, in a gap
+between requests, lets the gate compare. The lock guards runners, queue and budget; it is held for a few steps of
+bookkeeping at a time and never while the device builds, checks or releases, so a request that needs it does not wait.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from typing import Any
+
+from hjgc.runtime.backend import Backend, BackendRefused, Graph
+from hjgc.runtime.budget import Budget
+from hjgc.runtime.gate import Gate, Interrupted
+from hjgc.runtime.runner import SegmentRunner, State
+from hjgc.runtime.turns import Turns
+
+SWITCH_INTERVAL = 1e-4
+"""Seconds. Python's default of 5 ms would let the worker keep the interpreter for longer than a whole decode step."""
+
+PATIENCE = 64
+"""After so many checks given up for a request, the next one of the same runner is finished: else a caller who leaves
+only short gaps would never get a graph. It delays one request, once, by about two steps for each length checked."""
+
+
+class CaptureWorker:
+    """The background worker. `take`, `put_back` and `ran_plainly` are for the thread that serves a request."""
+
+    def __init__(self, backend: Backend, gate: Gate, turns: Turns, limit: int) -> None:
+        self.lock = threading.RLock()
+        self.budget = Budget(limit)
+        self.state = "off"
+        self.builds = self.build_failures = self.aborted_checks = self.insisted_checks = 0
+        self.build_seconds = self.check_seconds = 0.0
+        self._backend, self._gate, self._turns = backend, gate, turns
+        self._news = threading.Condition(self.lock)
+        self._settled = threading.Condition(self.lock)
+        self._events = self._clock = 0
+        self._queue: deque[SegmentRunner] = deque()
+        self._built: deque[SegmentRunner] = deque()
+        self._starved = self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """From now on, plain runs ask for graphs."""
+        _fine_switching.begin()
+        self.state = "running"
+        self._turns.on_idle = self._device_is_idle
+        self._thread = threading.Thread(target=self._work_until_closed, name="hjgc-capture", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, after the build in progress if there is one, and release every graph. No request may be running."""
+        with self.lock:
+            self._closing = True
+            self._tell()
+            self._settled.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            _fine_switching.end()
+        if self.state == "running":
+            self.state = "closed"
+        with self.lock:
+            graphs = [(runner, graph) for runner in self.budget.runners if (graph := runner.forget()) is not None]
+        for runner, graph in graphs:
+            self._release(runner, graph)
+
+    def take(self, runner: SegmentRunner) -> Graph | None:
+        """The runner's graph, now in use, if one serves."""
+        with self.lock:
+            if runner.state is not State.PROMOTED:
+                return None
+            self._clock += 1
+            runner.uses += 1
+            runner.hits += 1
+            runner.last_use = self._clock
+            return runner.graph
+
+    def put_back(self, runners: Collection[SegmentRunner]) -> None:
+        """The device is done with the graphs of these runners, each named once for each `take`."""
+        with self.lock:
+            for runner in runners:
+                runner.uses -= 1
+            if self._starved and runners:
+                self._tell()
+
+    def ran_plainly(self, runner: SegmentRunner, start: int) -> None:
+        """The runner's segment ran without a graph, `start` tokens being cached: ask for one if it may have one."""
+        with self.lock:
+            runner.plain_runs += 1
+            runner.last_start = start
+            if runner.state is State.COLD:
+                runner.warm()
+            if self.accepts and runner.state in (State.WARM, State.EVICTED):
+                runner.queue()
+                self._queue.append(runner)
+                self._tell()
+
+    @property
+    def accepts(self) -> bool:
+        return self.state == "running" and not self._closing
+
+    @property
+    def pending(self) -> int:
+        """Runners that traffic asked for and that are not settled yet."""
+        return len(self._queue) + len(self._built)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until nothing is pending. False if time ran out, or nobody works on it."""
+        limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        with self.lock:
+            self._settled.wait_for(lambda: not self.accepts or not self.pending, limit)
+            return self.accepts and not self.pending
+
+    def _tell(self) -> None:
+        self._events += 1
+        self._news.notify_all()
+
+    def _device_is_idle(self) -> None:
+        if self._built:
+            with self.lock:
+                self._tell()
+
+    def _work_until_closed(self) -> None:
+        try:
+            while not self._closing:
+                with self.lock:
+                    seen = self._events
+                if not self._do_something():
+                    with self.lock:
+                        self._news.wait_for(lambda: self._closing or self._events != seen)  # noqa: B023
+        except BaseException as error:
+            self._crashed(error)
+
+    def _do_something(self) -> bool:
+        """Check a graph if the device is free, else build one. False if neither is possible now."""
+        with self.lock:
+            built = self._built[0] if self._built else None
+            queued = self._queue[0] if self._queue else None
+        if built is not None and self._turns.take_if_idle():
+            self._check(built)
+            return True
+        return queued is not None and self._build(queued)
+
+    def _build(self, runner: SegmentRunner) -> bool:
+        """False if there is no room yet: others are being checked or used."""
+        amount = runner.bytes_wanted
+        if amount is None:
+            amount = self._backend.graph_bytes(len(runner.launches))
+        if amount > self.budget.limit:
+            self._refuse(runner, self._too_large(amount))
+            return True
+        if not self._make_room(runner, amount):
+            return False
+        began = time.perf_counter()
+        try:
+            graph = self._backend.build(runner.phase, runner.launches, runner.bucket)
+        except BackendRefused as refused:
+            self._refuse(runner, str(refused))
+        except Exception as error:
+            self._refuse(runner, f"the build failed with {type(error).__name__}: {error}")
+        else:
+            self._admit(runner, graph)
+        self.build_seconds += time.perf_counter() - began
+        return True
+
+    def _make_room(self, runner: SegmentRunner, amount: int) -> bool:
+        """Evict until `amount` fits, and count it as held by `runner`."""
+        with self.lock:
+            self.budget.drop(runner)
+            victims = self.budget.victims(amount)
+            self._starved = victims is None
+            if victims is None:
+                return False
+            graphs = [victim.evict() for victim in victims]
+            self.budget.evictions += len(victims)
+        for victim, graph in zip(victims, graphs, strict=True):
+            self._release(victim, graph)
+        with self.lock:
+            self.budget.hold(runner, amount)
+        return True
+
+    def _admit(self, runner: SegmentRunner, graph: Graph) -> None:
+        """A graph was built: keep it if what it really holds fits as well."""
+        runner.bytes_wanted = graph.bytes
+        if graph.bytes > self.budget.limit:
+            self._backend.release(graph)
+            self._refuse(runner, self._too_large(graph.bytes))
+        elif not self._make_room(runner, graph.bytes):
+            self._release(runner, graph)  # it stays first in the queue, its size now known
+        else:
+            with self.lock:
+                self.builds += 1
+                self._queue.remove(runner)
+                runner.built(graph)
+                self._built.append(runner)
+
+    def _too_large(self, amount: int) -> str:
+        return f"its graph needs {amount} bytes, the whole budget for graphs is {self.budget.limit}"
+
+    def _refuse(self, runner: SegmentRunner, why: str) -> None:
+        with self.lock:
+            self.build_failures += 1
+            self.budget.drop(runner)
+            self._queue.remove(runner)
+            runner.refuse(why)
+            self._settled.notify_all()
+
+    def _check(self, runner: SegmentRunner) -> None:
+        """The worker holds the device."""
+        began = time.perf_counter()
+        try:
+            self._judge(runner)
+        except Interrupted:
+            with self.lock:
+                self.aborted_checks += 1
+                runner.aborted_checks += 1
+        finally:
+            self.check_seconds += time.perf_counter() - began
+            self._turns.give_back_gate()
+
+    def _judge(self, runner: SegmentRunner) -> None:
+        graph = runner.graph
+        assert graph is not None
+        insist = runner.aborted_checks >= PATIENCE
+        self.insisted_checks += insist
+        try:
+            report = self._gate.check(runner, graph, lambda: self._closing or (self._turns.wanted and not insist))
+        except Interrupted:
+            raise
+        except Exception as error:
+            report = {"why": f"its check failed with {type(error).__name__}: {error}"}
+        with self.lock:
+            self._built.remove(runner)
+            if report is None:
+                self._clock += 1
+                runner.last_use = self._clock
+                runner.promote()
+                self._settled.notify_all()
+                return
+            graph = runner.quarantine(report)
+        self._release(runner, graph)
+        with self.lock:
+            self._settled.notify_all()
+
+    def _release(self, runner: SegmentRunner, graph: Graph) -> None:
+        self._backend.release(graph)
+        with self.lock:
+            self.budget.drop(runner)
+
+    def _crashed(self, error: BaseException) -> None:
+        """Requests go on plainly; what was queued is warm again, what serves goes on serving."""
+        with self.lock:
+            self.state = f"crashed: {type(error).__name__}: {error}"
+            for runner in self._queue:
+                runner.unqueue()
+            self._queue.clear()
+            self._settled.notify_all()
+
+    def numbers(self) -> dict[str, Any]:
+        """What it did so far. Called under the lock."""
+        return {
+            "state": self.state,
+            "queued": len(self._queue),
+            "unchecked": len(self._built),
+            "builds": self.builds,
+            "build_seconds": round(self.build_seconds, 6),
+            "build_failures": self.build_failures,
+            "check_seconds": round(self.check_seconds, 6),
+            "aborted_checks": self.aborted_checks,
+            "insisted_checks": self.insisted_checks,
+        }
+
+
+class _FineSwitching:
+    """The interpreter's switch interval while any worker runs; what it was before, after the last one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._workers = 0
+        self._before = 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._workers == 0:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(SWITCH_INTERVAL)
+            self._workers += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._workers -= 1
+            if self._workers == 0:
+                sys.setswitchinterval(self._before)
+
+
+_fine_switching = _FineSwitching()
