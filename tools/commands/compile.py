@@ -1,0 +1,96 @@
+"""How does `hjgc compile` turn a model into a plan?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hjgc.tools import console
+from hjgc.tools.parameters import FILE, as_json, check_output, example, prompt_range
+
+if TYPE_CHECKING:
+    from hjgc.compiler import CompileResult
+
+
+@click.command(
+    short_help="Compile a model into a plan.",
+    epilog=example("hjgc compile models/demo -o plan.hjg --target cpu --prompt 1:512 --context 1024"),
+)
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The plan to write.")
+@click.option(
+    "--target", "targets", multiple=True, default=("cpu",), show_default=True, help="cpu or sm_NN; repeatable."
+)
+@click.option(
+    "--prompt",
+    type=prompt_range,
+    metavar="LOW:HIGH",
+    default="1:512",
+    show_default=True,
+    help="Prompt lengths to build graphs for; longer ones run in chunks.",
+)
+@click.option("--context", type=int, help="Tokens of prompt and answer together.  [default: the model's, at most 4096]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of weights, arithmetic and cache.  [default: float32 on the CPU, the checkpoint's on a GPU]",
+)
+@click.option("--digest", is_flag=True, help="Store the sha256 of every weight file (reads all of them).")
+@as_json
+def command(
+    model: Path,
+    output: Path,
+    targets: tuple[str, ...],
+    prompt: tuple[int, int],
+    context: int | None,
+    dtype: str | None,
+    digest: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL, an ONNX file or a Hugging Face folder, into a plan.
+
+    A folder is exported first, to an ONNX file beside the plan. HJGC_DUMP=DIR writes every stage as text."""
+    check_output(output, source=model, suffix=".hjg")
+    from hjgc.compiler import compile_model
+
+    with console.stages() as tell:
+        compiled = compile_model(
+            model,
+            output,
+            targets=targets,
+            prompt=prompt,
+            context=context,
+            dtype=dtype,
+            digest=digest,
+            progress=tell,
+        )
+    if as_json:
+        console.result_json(as_data(compiled))
+    else:
+        console.result(summary(compiled))
+
+
+def summary(compiled: CompileResult) -> str:
+    plan = compiled.plan
+    launches = ", ".join(f"{phase.name} {len(phase.launches)} launches" for phase in plan.phases)
+    took = sum(compiled.seconds.values())
+    return (
+        f"{compiled.path}: {console.size(compiled.bytes)} for {', '.join(plan.targets)}, {launches}; "
+        f"serving takes {console.size(plan.ledger.total)} at a context of {plan.model.context}; {took:.1f} s"
+    )
+
+
+def as_data(compiled: CompileResult) -> dict[str, Any]:
+    plan = compiled.plan
+    return {
+        "path": str(compiled.path),
+        "bytes": compiled.bytes,
+        "seconds": dict(compiled.seconds),
+        "targets": list(plan.targets),
+        "model": console.as_data(plan.model),
+        "dtypes": console.as_data(plan.dtypes),
+        "ledger": console.as_data(plan.ledger),
+        "launches": {phase.name: len(phase.launches) for phase in plan.phases},
+    }

@@ -1,0 +1,157 @@
+"""How does the command line talk: results on stdout, progress and notes on stderr, an error in one line?"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Tell = Callable[[str], None]
+
+
+def result(text: str) -> None:
+    """Text that somebody asked for."""
+    click.echo(printable(text))
+
+
+def result_json(value: object) -> None:
+    """The same for programs: ASCII only, so that any terminal and pipe carries it."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def note(text: str) -> None:
+    """What a person may like to know meanwhile."""
+    click.echo(printable(text), err=True)
+
+
+def error(message: str) -> None:
+    with suppress(OSError):  # nobody is there to read it
+        note(f"error: {' '.join(message.split())}")
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelt out: a name inside a plan must not steer anybody's terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def never_fail_on_a_character() -> None:
+    """A terminal that cannot show a character gets a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def flush_stdout_or_give_it_up() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        give_up_stdout()
+
+
+def give_up_stdout() -> None:
+    """Nobody reads it any more: let the interpreter's own last flush go nowhere instead of complaining."""
+    with suppress(OSError, io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def stages() -> Generator[Tell, None, None]:
+    """Yields a function to call with the name of each stage as it begins: a line each, and on a terminal the seconds
+    it takes."""
+    if not sys.stderr.isatty():
+        yield note
+        return
+    with _progress() as progress:
+        shown = _Stages(progress)
+        yield shown.begin
+        shown.end()
+
+
+class _Stages:
+    """Beginning a stage ends the one before it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, stage: str) -> None:
+        self.end()
+        self._progress.add_task(printable(stage), total=1)
+
+    def end(self) -> None:
+        if self._progress.task_ids:
+            self._progress.update(self._progress.task_ids[-1], completed=1)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Seconds(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_time or task.elapsed or 0:5.1f} s", style="dim")
+
+    name = TextColumn("{task.description}", markup=False)
+    return Progress(SpinnerColumn(finished_text=" "), Seconds(), name, console=Console(stderr=True))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> str:
+    """A table as text. As wide as the terminal allows; in a pipe as wide as it needs, one line a row."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(printable(str(cell)) for cell in row))
+    terminal = sys.stdout.isatty()
+    out = io.StringIO()
+    shown = Console(file=out, width=None if terminal else 10_000, markup=False, highlight=False, emoji=False)
+    shown.print(drawn)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def size(count: int) -> str:
+    """Bytes as people say them: `1.5 MiB`."""
+    amount, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def count(number: int) -> str:
+    """A large count as people say it: `1.5 M`."""
+    amount, unit = float(number), ""
+    for unit in ("", " k", " M", " G", " T"):
+        if amount < 1000 or unit == " T":
+            break
+        amount /= 1000
+    return f"{number}" if unit == "" else f"{amount:.1f}{unit}"
+
+
+def as_data(record: Any) -> Any:
+    """Frozen structs as what JSON can hold, every field there whether or not it has its default."""
+    import msgspec
+
+    if isinstance(record, msgspec.Struct):
+        tag = record.__struct_config__.tag
+        named = {name: as_data(getattr(record, name)) for name in record.__struct_fields__}
+        return named if tag is None else {"type": tag} | named
+    if isinstance(record, dict):
+        return {str(key): as_data(value) for key, value in sorted(record.items())}
+    if isinstance(record, (list, tuple)):
+        return [as_data(value) for value in record]
+    return record if record is None or isinstance(record, (bool, int, float, str)) else str(record)

@@ -1,0 +1,47 @@
+"""What does one launch cost, in operations and in bytes of device memory, at given sizes?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from hjgc.plan_format.dtypes import ITEM_BYTES
+from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.ops.declaration import bind_axes
+from hjgc.plan_format.sizes import Expression, evaluate
+from hjgc.plan_format.structs import Launch, Operand, Phase, Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`flops` counts a multiply and an add as two; `bytes` each byte read and written once."""
+
+    flops: int
+    bytes: int
+
+
+def launch_cost(plan: Plan, phase: Phase, launch: Launch, *, tokens: int, start: int) -> Cost:
+    """The cost of one launch for `tokens` rows after `start` cached ones, as its op declares it."""
+    op = all_ops()[launch.op]
+    sizes = {"tokens": tokens, "length": tokens, "start": start}
+    tensors = {
+        operand.role: _tensor(plan, phase, operand) for operand in launch.operands if operand.space != "parameters"
+    }
+    letters = bind_axes(op, {role: shape for role, (_, shape) in tensors.items()})
+    dims = {letter: evaluate(size, sizes) for letter, size in letters.items()} | {"start": start}
+    # One width serves the whole formula: that of the largest operand, which is what the bytes are made of.
+    largest = max(tensors.values(), key=lambda tensor: prod(evaluate(axis, sizes) for axis in tensor[1]))
+    return Cost(op.flops(dims), op.bytes_moved(dims, ITEM_BYTES[largest[0]]))
+
+
+def _tensor(plan: Plan, phase: Phase, operand: Operand) -> tuple[str, tuple[Expression, ...]]:
+    match operand.space:
+        case "buffer":
+            entry = phase.buffers[operand.index]
+        case "weight":
+            entry = plan.weights[operand.index]
+        case "constant":
+            entry = plan.constants[operand.index]
+        case _:
+            entry = plan.states[operand.index]
+    return entry.dtype, tuple(entry.shape)
