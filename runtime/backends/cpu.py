@@ -1,0 +1,179 @@
+"""How does a plan run on the CPU? Each launch is its op's reference, in torch; a graph is the list of bound calls.
+
+Every path computes true lengths (padding would change torch's bits), so a graph for a bucket binds its calls anew for a
+length that it has not met lately.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hjgc.plan_format.codec import PlanFile
+from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.sizes import evaluate
+from hjgc.plan_format.structs import Launch, Operand, Phase
+from hjgc.runtime.backend import LogitsProcessor, MemoryRef
+from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, read_constants, read_weights
+from hjgc.runtime.parameters import Parameters
+
+CALL_BYTES = 1024
+"""What one bound call holds: the closure and its tensor views. An estimate, for the byte budget."""
+LENGTHS_KEPT = 4
+
+Call = Callable[[], None]
+
+
+class CpuGraph:
+    """The bound calls of one segment, for the lengths it met last."""
+
+    def __init__(self, phase: str, launches: Sequence[int], bucket: int) -> None:
+        self.phase, self.launches, self.bucket = phase, tuple(launches), bucket
+        self.calls: OrderedDict[int, list[Call]] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        return len(self.launches) * CALL_BYTES * LENGTHS_KEPT
+
+
+class CpuBackend:
+    """The `cpu` target. `threads` is torch's number of threads for every thread that runs a launch (the bits depend on
+    it); None keeps torch's own choice. Implements `hjgc.runtime.backend.Backend`."""
+
+    name = "cpu"
+
+    def __init__(self, plan_file: PlanFile, weights_root: Path, *, threads: int | None = None) -> None:
+        plan = plan_file.plan
+        self._plan = plan
+        self._threads = threads or torch.get_num_threads()
+        self._prepared = threading.local()
+        self._phases = {phase.name: phase for phase in plan.phases}
+        self._arena = allocate((plan.arena_bytes,), "uint8")
+        self._parameters = Parameters(plan.parameters)
+        self._tables: dict[str, list[Any]] = {
+            "weight": read_weights(plan, weights_root, plan_file.path),
+            "constant": read_constants(plan, plan_file.section("constants")),
+            "state": [allocate(state.shape, state.dtype, clear=True) for state in plan.states],
+            "parameters": [self._parameters],
+        }
+        self._states = {state.name: tensor for state, tensor in zip(plan.states, self._tables["state"], strict=True)}
+
+    def write_parameters(self, values: Mapping[str, int | float]) -> None:
+        for name, value in values.items():
+            setattr(self._parameters, name, value)
+
+    def write_history(self, offset: int, ids: Sequence[int]) -> None:
+        self._states["history"][offset : offset + len(ids)] = torch.tensor(ids, dtype=torch.int32)
+
+    def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Callable[[], bool] | None = None) -> bool:
+        self._enter()
+        with torch.inference_mode():
+            for number in launches:
+                if stop is not None and stop():
+                    return False
+                self._bind(self._phases[phase], number, tokens)()
+        return True
+
+    def call_host(self, phase: str, launch: int, process: LogitsProcessor) -> None:
+        self._bind(self._phases[phase], launch, 1, process=process)()
+
+    def build(self, phase: str, launches: Sequence[int], bucket: int) -> CpuGraph:
+        graph = CpuGraph(phase, launches, bucket)
+        self._calls(graph, bucket)
+        return graph
+
+    def graph_bytes(self, launches: int) -> int:
+        return launches * CALL_BYTES * LENGTHS_KEPT
+
+    def replay(self, graph: CpuGraph, tokens: int) -> None:
+        self._enter()
+        with torch.inference_mode():
+            for call in self._calls(graph, tokens):
+                call()
+
+    def release(self, graph: CpuGraph) -> None:
+        graph.calls.clear()
+
+    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:
+        return {ref: _bytes(self._memory(ref, start, tokens)) for ref in refs}
+
+    def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: int) -> None:
+        for ref, data in saved.items():
+            memory = self._memory(ref, start, tokens)
+            source = torch.from_numpy(data.copy())
+            memory.copy_(source.view(memory.dtype).view(memory.shape))
+
+    def read_token(self) -> int:
+        return int(self._states["sampled"][0])
+
+    def read_logits(self) -> NDArray[np.float32]:
+        return self._states["logits"][0].float().numpy().copy()
+
+    def close(self) -> None:
+        self._tables.clear()
+        self._states.clear()
+        self._arena = allocate((1,), "uint8")
+
+    def _enter(self) -> None:
+        """Torch keeps the number of threads for each calling thread: give all of them the same."""
+        if not getattr(self._prepared, "done", False):
+            torch.set_num_threads(self._threads)
+            self._prepared.done = True
+
+    def _calls(self, graph: CpuGraph, tokens: int) -> list[Call]:
+        calls = graph.calls.get(tokens)
+        if calls is None:
+            calls = [self._bind(self._phases[graph.phase], number, tokens) for number in graph.launches]
+            graph.calls[tokens] = calls
+            if len(graph.calls) > LENGTHS_KEPT:
+                graph.calls.popitem(last=False)
+        return calls
+
+    def _bind(self, phase: Phase, number: int, tokens: int, **extra: Any) -> Call:
+        """The reference of a launch with its operands for `tokens` rows."""
+        launch = phase.launches[number]
+        op = all_ops()[launch.op]
+        given = {operand.role: operand for operand in launch.operands}
+        tensors = [self._operand(phase, given.get(role.name), tokens) for role in op.roles]
+        return partial(op.reference, *tensors, **_attributes(launch), **extra)
+
+    def _operand(self, phase: Phase, operand: Operand | None, tokens: int) -> Any:
+        if operand is None:
+            return None
+        if operand.space != "buffer":
+            return self._tables[operand.space][operand.index]
+        return self._buffer(phase, operand.index, tokens)
+
+    def _buffer(self, phase: Phase, index: int, tokens: int) -> torch.Tensor:
+        buffer = phase.buffers[index]
+        shape = [evaluate(axis, {"tokens": tokens}) for axis in buffer.shape]
+        dtype = TORCH_DTYPES[buffer.dtype]
+        count = math.prod(shape) * dtype.itemsize
+        return self._arena[buffer.offset : buffer.offset + count].view(dtype).view(shape)
+
+    def _memory(self, ref: MemoryRef, start: int, tokens: int) -> torch.Tensor:
+        if ref.space == "parameters":
+            return torch.from_numpy(self._parameters.data)
+        if ref.space == "buffer":
+            return self._buffer(self._phases[ref.phase], ref.index, tokens)
+        tensor = self._tables["state"][ref.index]
+        if self._plan.states[ref.index].kind in ("full_cache", "ring_cache"):
+            return tensor[:, start : start + tokens]
+        return tensor
+
+
+def _attributes(launch: Launch) -> dict[str, Any]:
+    return dict(launch.attributes)
+
+
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().copy()

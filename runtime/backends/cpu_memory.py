@@ -1,0 +1,74 @@
+"""How do weights, constants and states come to lie in host memory as torch tensors?"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hjgc.plan_format.fingerprint import check_weight_file
+from hjgc.plan_format.structs import Plan, Source, Weight
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint32": torch.uint32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+
+
+def allocate(shape: Sequence[int], dtype: str, *, clear: bool = False) -> torch.Tensor:
+    """Host memory from numpy, which asks the kernel for huge pages where arrays are large."""
+    kind = TORCH_DTYPES[dtype]
+    count = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    make = np.zeros if clear else np.empty
+    return torch.from_numpy(make(count, np.uint8)).view(kind).view(tuple(shape))
+
+
+def read_weights(plan: Plan, root: Path, place: Path) -> list[torch.Tensor]:
+    """Every packed weight, its sources stacked and converted. Raises PlanError for files that are not those compiled
+    against."""
+    paths = [check_weight_file(file, root, place) for file in plan.files]
+    maps = [_map(path) for path in paths]
+    return [_pack(weight, maps) for weight in plan.weights]
+
+
+def read_constants(plan: Plan, section: bytes) -> list[torch.Tensor]:
+    tensors: list[torch.Tensor] = []
+    for constant in plan.constants:
+        tensor = allocate(constant.shape, constant.dtype)
+        data = np.frombuffer(section, np.uint8, constant.length, constant.offset)
+        tensor.view(-1).view(torch.uint8).copy_(torch.from_numpy(data.copy()))
+        tensors.append(tensor)
+    return tensors
+
+
+def _map(path: Path) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+
+
+def _pack(weight: Weight, maps: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> torch.Tensor:
+    packed = allocate(weight.shape, weight.dtype)
+    row = 0
+    for source in weight.sources:
+        rows = _view(source, maps[source.file])
+        packed[row : row + rows.shape[0]].copy_(rows)
+        row += rows.shape[0]
+    return packed
+
+
+def _view(source: Source, data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> torch.Tensor:
+    """The source's part of a mapped file, sliced and transposed as it says; copied first if it lies unaligned."""
+    kind = TORCH_DTYPES[source.dtype]
+    raw = data[source.offset : source.offset + source.length]
+    raw = raw if source.offset % kind.itemsize == 0 else raw.copy()
+    tensor = torch.from_numpy(raw).view(kind).view(source.shape)[source.slice_start : source.slice_stop]
+    return tensor.T if source.transpose else tensor
