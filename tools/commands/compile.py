@@ -51,7 +51,8 @@ def command(
 ) -> None:
     """Compile MODEL, an ONNX file or a Hugging Face folder, into a plan.
 
-    A folder is exported first, to an ONNX file beside the plan. HJGC_DUMP=DIR writes every stage as text."""
+    Needs no GPU and copies no weights: the plan points into the weight files. HJGC_DUMP=DIR writes every stage as
+    text."""
     check_output(output, source=model, suffix=".hjg")
     from hjgc.compiler import compile_model
 
@@ -66,6 +67,8 @@ def command(
             digest=digest,
             progress=tell,
         )
+    for line in compiled.notes:
+        console.note(f"note: {line}")
     if as_json:
         console.result_json(as_data(compiled))
     else:
@@ -87,6 +90,7 @@ def as_data(compiled: CompileResult) -> dict[str, Any]:
     return {
         "path": str(compiled.path),
         "bytes": compiled.bytes,
+        "notes": list(compiled.notes),
         "seconds": dict(compiled.seconds),
         "targets": list(plan.targets),
         "model": console.as_data(plan.model),
