@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from hjgc.plan_format.errors import InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 LONGEST_HEADER = 100_000_000  # the format's own limit
 
@@ -114,8 +116,8 @@ def _shard_of(name: str, weight_map: dict[str, Any], folder: Path) -> Path:
     if name not in weight_map:
         raise InputError(folder / INDEX, "expected the tensor that config.json calls for, found none", field=field)
     shard = weight_map[name]
-    if not isinstance(shard, str) or not shard or Path(shard).name != shard:
-        problem = f"expected the name of a file in the same folder, found {shard!r}"
+    if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+        problem = f"expected the name of a .safetensors file in the same folder, found {shard!r}"
         raise InputError(folder / INDEX, problem, field=field)
     return folder / shard
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hjgc.plan_format.errors import InputError
 
-SUPPORTED = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
+MISTRAL_WINDOW = 4096  # what transformers takes when a Mistral config.json has no sliding_window
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(path, "expected a Hugging Face model folder with config.json, found none") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(path, f"expected a JSON file, found {error}") from None
     if not isinstance(raw, dict):
         raise InputError(path, f"expected a JSON object, found {type(raw).__name__}")
@@ -73,10 +75,13 @@ def parse_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
     heads = _integer(raw, "num_attention_heads", path)
     hidden = _integer(raw, "hidden_size", path)
     kv_heads = _integer(raw, "num_key_value_heads", path, heads)
-    head_dim = raw.get("head_dim") or hidden // heads
     if heads % kv_heads:
         raise InputError(path, f"expected a divisor of {heads}, found {kv_heads}", field="num_key_value_heads")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    head_dim = _integer(raw, "head_dim", path, 128 if model_type == "qwen3" else hidden // heads)
+    if head_dim % 2:
+        raise InputError(path, f"expected an even number, for rotary pairs, found {head_dim}", field="head_dim")
+    rope = _rope(raw, path)
+    bias = bool(raw.get("attention_bias", False)) and model_type in ("llama", "qwen3")
     return DecoderConfig(
         model_type=model_type,
         vocab_size=_integer(raw, "vocab_size", path),
@@ -87,13 +92,13 @@ def parse_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         context=_integer(raw, "max_position_embeddings", path, 2048),
-        norm_epsilon=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        norm_epsilon=_number(raw, "rms_norm_eps", path, 1e-6),
+        rope_theta=_number(raw | rope, "rope_theta", path, 10000.0),
         rope_scaling=_rope_scaling(rope, path),
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=bool(raw.get("attention_bias", model_type == "qwen2")),
-        output_bias=bool(raw.get("attention_bias", False)) and model_type in ("llama", "qwen3"),
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        qkv_bias=bias or model_type == "qwen2",
+        output_bias=bias,
+        mlp_bias=bool(raw.get("mlp_bias", False)) and model_type == "llama",
         qk_norm=model_type == "qwen3",
     )
 
@@ -101,9 +106,13 @@ def parse_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
 def _refuse_unsupported(raw: dict[str, Any], path: Path) -> None:
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(path, f"expected 'silu', found {raw['hidden_act']!r}", field="hidden_act")
-    window = raw.get("sliding_window")
-    uses_window = raw.get("use_sliding_window", raw["model_type"] == "mistral")
-    if window and uses_window and window < raw.get("max_position_embeddings", 2048):
+    is_mistral = raw["model_type"] == "mistral"
+    window = raw.get("sliding_window", MISTRAL_WINDOW if is_mistral else None)
+    if window is None or not raw.get("use_sliding_window", is_mistral):
+        return
+    if _integer({"sliding_window": window}, "sliding_window", path) < _integer(
+        raw, "max_position_embeddings", path, 2048
+    ):
         raise InputError(
             path,
             f"expected no window, or one of at least max_position_embeddings, found {window}",
@@ -120,18 +129,35 @@ def _integer(raw: dict[str, Any], name: str, path: Path, default: int | None = N
     return value
 
 
+def _number(raw: dict[str, Any], name: str, path: Path, default: float | None = None) -> float:
+    value = raw.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InputError(path, f"expected a positive number, found {value!r}", field=name)
+    return float(value)
+
+
+def _rope(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The rotary settings: `rope_parameters` as transformers 5 writes them, `rope_scaling` before that."""
+    name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    rope = raw.get(name) or {}
+    if not isinstance(rope, dict):
+        raise InputError(path, f"expected an object, found {rope!r}", field=name)
+    return cast(dict[str, Any], rope)
+
+
 def _rope_scaling(rope: dict[str, Any], path: Path) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
         raise InputError(path, f"expected 'default' or 'llama3', found {kind!r}", field="rope_scaling.rope_type")
-    try:
-        return RopeScaling(
-            factor=float(rope["factor"]),
-            low_frequency_factor=float(rope["low_freq_factor"]),
-            high_frequency_factor=float(rope["high_freq_factor"]),
-            original_context=int(rope["original_max_position_embeddings"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(path, f"expected the four llama3 numbers, found {error!r}", field="rope_scaling") from None
+    low, high = _number(rope, "low_freq_factor", path), _number(rope, "high_freq_factor", path)
+    if low >= high:
+        raise InputError(path, f"expected more than low_freq_factor ({low}), found {high}", field="high_freq_factor")
+    return RopeScaling(
+        factor=_number(rope, "factor", path),
+        low_frequency_factor=low,
+        high_frequency_factor=high,
+        original_context=_integer(rope, "original_max_position_embeddings", path),
+    )
