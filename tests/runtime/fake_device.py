@@ -37,7 +37,7 @@ class FakeGraph:
 
 class FakeDevice:
     """A backend for the `cpu` target. The log holds one entry a call: the launch's name when it runs by itself, else
-    `build NAME`, `replay NAME`, `release NAME`, `host NAME`, with a name like `decode[14]` for a graph of 14 launches."""
+    `build GRAPH`, `replay GRAPH`, `release GRAPH`, `host LAUNCH`; `decode[14]` is a graph of 14 launches."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -50,7 +50,7 @@ class FakeDevice:
         self.crash_worker: Exception | None = None
         self.replay_error: Exception | None = None
         self.corrupt: set[str] = set()
-        self.corrupt_only_first_graph = False
+        self.corrupt_when: Callable[[FakeGraph, int], bool] = lambda graph, tokens: True
         self.hollow: set[str] = set()
         self.real_bytes: Callable[[FakeGraph], int] = lambda graph: BYTES_PER_LAUNCH * len(graph.launches)
         self.before_launch: Callable[[str], None] = lambda name: None
@@ -122,7 +122,7 @@ class FakeDevice:
         self.before_replay(spell(graph))
         if self.replay_error is not None:
             raise self.replay_error
-        faulty = not self.corrupt_only_first_graph or graph is self.graphs[0]
+        faulty = self.corrupt_when(graph, tokens)
         for number in graph.launches:
             launch = self.plan.phase(graph.phase).launches[number]
             if launch.name in self.hollow:

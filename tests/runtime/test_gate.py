@@ -1,0 +1,288 @@
+"""Does a graph serve only if it computes the bytes of the plain run, and does the check leave no trace?"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+
+import pytest
+from tests.plans import CONTEXT, small_plan
+from tests.runtime.fake_device import FakeDevice, FakeGraph
+from tests.runtime.serving import PATIENCE, Arrivals, answer, captured, entry, others, result, serving, when_built
+
+from hjgc.runtime import MemoryRef, Session, worker
+from hjgc.runtime.gate import POISON
+
+STATIC = [launch.name for launch in small_plan().phase("decode").launches if launch.name != "caller"]
+
+
+@pytest.mark.parametrize("launch", STATIC)
+def test_a_graph_with_a_wrong_launch_is_quarantined_and_the_launch_named(launch: str) -> None:
+    with serving() as (session, device):
+        device.corrupt = {launch}
+        device.corrupt_when = lambda graph, tokens: graph.phase == "decode"
+        expected = answer(session)
+        captured(session)
+        quarantined = entry(session)
+        assert quarantined["state"] == "QUARANTINED"
+        assert quarantined["history"][-1] == "BUILT -> QUARANTINED"
+        report = quarantined["quarantine"]
+        number = next(i for i, entry in enumerate(device.plan.phase("decode").launches) if entry.name == launch)
+        assert (report["launch"], report["name"]) == (number, launch)
+        assert f"launch {number} {launch!r}" in quarantined["why"]
+        assert answer(session) == expected
+        assert entry(session)["hits"] == 0
+        assert entry(session, "prefill", 4)["state"] == "PROMOTED"
+        assert [graph.phase for graph in device.living] == ["prefill"]
+        assert quarantined["bytes"] == 0
+
+
+def test_the_report_names_the_memory_that_differs() -> None:
+    with serving() as (session, device):
+        device.corrupt = {"1.attention_inputs"}
+        answer(session, tokens=1)
+        captured(session)
+        report = entry(session, "prefill", 4)["quarantine"]
+        assert report["memory"] == {"1.query": "1 of 128 bytes, the first at 127"}
+        assert (report["op"], report["tokens"], report["start"]) == ("attention_inputs", 4, 0)
+        json.dumps(report)
+
+
+@pytest.mark.parametrize("launch", STATIC)
+def test_a_graph_that_leaves_a_launch_out_is_found_out(launch: str) -> None:
+    with serving() as (session, device):
+        device.hollow = {launch}
+        answer(session, tokens=1)
+        captured(session)
+        assert entry(session, "prefill", 4)["quarantine"]["name"] == launch
+
+
+def test_a_graph_that_writes_nothing_is_found_out() -> None:
+    with serving() as (session, device):
+        device.hollow = set(STATIC)
+        expected = answer(session)
+        captured(session)
+        assert entry(session)["quarantine"]["name"] == "embed"
+        assert answer(session) == expected
+
+
+def test_a_graph_that_is_wrong_only_at_its_shortest_length_is_found_out() -> None:
+    with serving() as (session, device):
+        device.corrupt = {"0.o"}
+        device.corrupt_when = lambda graph, tokens: tokens == 5
+        answer(session, 8, tokens=1)
+        captured(session)
+        report = entry(session, "prefill", 8)["quarantine"]
+        assert (report["name"], report["tokens"]) == ("0.o", 5)
+
+
+def test_a_fault_of_one_graph_only_is_quarantined_without_blaming_a_launch() -> None:
+    with serving() as (session, device):
+        device.corrupt = {"0.o"}
+        device.corrupt_when = lambda graph, tokens: graph is device.graphs[0]
+        answer(session, tokens=1)
+        captured(session)
+        report = entry(session, "prefill", 4)["quarantine"]
+        assert report["launch"] is None
+        assert report["why"].endswith("a second graph of the same launches did not")
+
+
+def test_a_driver_that_refuses_the_search_leaves_its_words_in_the_report() -> None:
+    with serving() as (session, device):
+        device.corrupt = {"0.o"}
+        device.refuse = lambda graph: "CUDA_ERROR_OUT_OF_MEMORY" if "[7]" in graph else None
+        answer(session, tokens=1)
+        captured(session)
+        report = entry(session, "prefill", 4)["quarantine"]
+        assert report["launch"] is None
+        assert "the device refused: CUDA_ERROR_OUT_OF_MEMORY" in report["why"]
+        assert device.living == []
+
+
+def test_a_check_that_fails_quarantines_its_graph_and_the_session_goes_on() -> None:
+    with serving() as (session, device):
+        device.replay_error = RuntimeError("unforeseen")
+        expected = answer(session)
+        captured(session)
+        assert entry(session)["why"] == "its check failed with RuntimeError: unforeseen"
+        device.replay_error = None
+        assert answer(session) == expected
+        assert session.report()["worker"]["state"] == "running"
+        assert device.living == []
+
+
+@pytest.mark.parametrize("corrupt", [set[str](), {"1.down"}])
+def test_a_check_puts_all_memory_back(corrupt: set[str]) -> None:
+    with serving() as (session, device):
+        device.corrupt = corrupt
+        device.build_may_finish.clear()
+        answer(session)
+        before = device.memory()
+        device.build_may_finish.set()
+        captured(session)
+        assert device.memory() == before
+        state = "QUARANTINED" if corrupt else "PROMOTED"
+        assert {entry(session)["state"], entry(session, "prefill", 4)["state"]} == {state}
+
+
+def test_a_check_of_decode_stands_behind_context_and_one_of_prefill_at_the_start() -> None:
+    with serving() as (session, device):
+        places: set[tuple[int, int]] = set()
+        snapshot = device.snapshot
+
+        def note(refs: list[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, object]:
+            places.add((start, tokens))
+            return snapshot(refs, start, tokens)  # type: ignore[return-value]
+
+        device.snapshot = note  # type: ignore[method-assign,assignment]
+        answer(session, 8, tokens=4)
+        captured(session)
+        assert places == {(0, 8), (0, 5), (10, 1)}
+
+
+def test_a_check_at_the_end_of_the_context_stays_inside_it() -> None:
+    with serving() as (session, _):
+        answer(session, CONTEXT - 1, tokens=2)
+        captured(session)
+        assert entry(session)["state"] == "PROMOTED"
+
+
+def test_what_a_segment_takes_from_earlier_ones_is_not_overwritten_by_the_pattern() -> None:
+    with serving() as (session, device):
+        filled: list[MemoryRef] = []
+        restore = device.restore
+
+        def note(saved: Mapping[MemoryRef, object], start: int, tokens: int) -> None:
+            filled.extend(ref for ref, contents in saved.items() if (contents == POISON).all())  # type: ignore[attr-defined]
+            restore(saved, start, tokens)  # type: ignore[arg-type]
+
+        device.restore = note  # type: ignore[method-assign,assignment]
+        answer(session, tokens=1, process=lambda ids, row: None)
+        captured(session)
+        names = {"buffer" if ref.space == "buffer" else device.plan.states[ref.index].name for ref in filled}
+        assert names == {"buffer", "0.key_cache", "0.value_cache", "1.key_cache", "1.value_cache", "logits", "sampled"}
+        assert entry(session, "prefill", 4, "logits_processor", 2)["state"] == "PROMOTED"
+
+
+def test_a_later_segment_is_checked_behind_a_plain_run_of_the_earlier_ones() -> None:
+    with serving() as (session, device):
+        device.corrupt = {"sample"}
+        answer(session, tokens=1, process=lambda ids, row: None)
+        captured(session)
+        assert entry(session, "prefill", 4, "logits_processor", 0)["state"] == "PROMOTED"
+        last = entry(session, "prefill", 4, "logits_processor", 2)
+        assert last["quarantine"]["name"] == "sample"
+        assert not any(line.startswith("host") for line in device.log[device.log.index("build prefill@4[13]") :])
+
+
+def interrupt(
+    session: Session, device: FakeDevice, ask: Callable[[], None], arrivals: Arrivals, *, at: str = "0.o"
+) -> None:
+    """Let a request come while the worker's check runs the launch `at`, each time it does."""
+
+    def come(name: str) -> None:
+        if threading.current_thread().name == "hjgc-capture" and name == at:
+            ask()
+            arrivals.wait()
+
+    device.before_launch = come
+
+
+def test_a_request_that_comes_during_a_check_is_served_and_the_check_tried_again() -> None:
+    with serving() as (session, device), others() as submit:
+        device.build_may_finish.clear()
+        expected = answer(session)
+        arrivals = Arrivals(session)
+        answers: list[object] = []
+
+        def ask() -> None:
+            device.before_launch = lambda name: None  # only once
+            device.log.append("a request comes")
+            answers.append(submit(lambda: answer(session)))
+
+        interrupt(session, device, ask, arrivals)
+        device.build_may_finish.set()
+        captured(session)
+        assert result(answers[0]) == expected  # type: ignore[arg-type]
+        assert entry(session, "prefill", 4)["aborted_checks"] == 1
+        assert session.report()["worker"]["aborted_checks"] == 1
+        # The launch that was running ends; no other launch of the check, only the request's.
+        after = [line for line in device.log[device.log.index("a request comes") + 1 :] if not line.startswith("build")]
+        assert after[0] == "embed"
+        captured(session)
+        assert entry(session, "prefill", 4)["state"] == "PROMOTED"
+        assert answer(session) == expected
+
+
+def test_a_request_that_comes_while_a_fault_is_searched_is_served_and_the_search_begun_again() -> None:
+    with serving() as (session, device), others() as submit:
+        device.corrupt = {"0.o"}
+        device.build_may_finish.clear()
+        expected = answer(session, tokens=1)
+        arrivals = Arrivals(session)
+        answers: list[object] = []
+
+        def come(graph: str) -> None:
+            if graph == "prefill@4[7]" and not answers:
+                answers.append(submit(lambda: answer(session, tokens=1)))
+                arrivals.wait()
+
+        device.before_replay = come
+        device.build_may_finish.set()
+        captured(session)
+        assert result(answers[0]) == expected  # type: ignore[arg-type]
+        quarantined = entry(session, "prefill", 4)
+        assert quarantined["aborted_checks"] == 1
+        assert quarantined["quarantine"]["name"] == "0.o"
+        assert device.living == []
+
+
+def test_a_check_interrupted_too_often_is_finished_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PATIENCE", 3)
+    with serving() as (session, device), others() as submit:
+        device.build_may_finish.clear()
+        expected = answer(session, tokens=1)
+        arrivals = Arrivals(session)
+        answers: list[object] = []
+        interrupt(session, device, lambda: answers.append(submit(lambda: answer(session, tokens=1))), arrivals)
+        device.build_may_finish.set()
+        captured(session)
+        device.before_launch = lambda name: None
+        promoted = entry(session, "prefill", 4)
+        assert (promoted["state"], promoted["aborted_checks"]) == ("PROMOTED", 3)
+        assert session.report()["worker"]["insisted_checks"] == 1
+        assert all(result(future) == expected for future in answers)  # type: ignore[arg-type]
+
+
+def test_no_check_runs_while_a_request_holds_the_device_between_its_steps() -> None:
+    with serving() as (session, device):
+        threads: set[str] = set()
+        device.before_launch = lambda name: threads.add(threading.current_thread().name)
+        built = when_built(session)
+        with session.request() as request:
+            request.prefill([1, 2, 3], {})
+            assert built.wait(PATIENCE)
+            request.decode()
+            assert threads == {threading.current_thread().name}
+        captured(session)
+        assert "hjgc-capture" in threads
+
+
+def test_graphs_made_for_a_search_are_released() -> None:
+    with serving() as (session, device):
+        device.corrupt = {"head"}
+        answer(session, tokens=1)
+        captured(session)
+        assert len(device.graphs) > 3
+        assert device.living == []
+        assert all(isinstance(graph, FakeGraph) and graph.released for graph in device.graphs)
+
+
+def test_waiting_for_captures_inside_a_request_ends_with_its_timeout() -> None:
+    with serving() as (session, device):
+        with session.request() as request:
+            request.prefill([1, 2], {})
+            assert device.build_started.wait(PATIENCE)
+            assert session.wait_captured(0.01) is False
+        captured(session)
