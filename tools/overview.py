@@ -84,6 +84,7 @@ def describe_launches(
 ) -> list[dict[str, Any]]:
     """Every launch of a phase, with its cost for `tokens` rows (None: the fewest the phase takes) after `start`."""
     rows = _rows(phase, tokens)
+    _check_start(phase, start)
     nodes = _nodes(phase, debug)
     return [
         _launch(plan, phase, number, rows, start) | {"nodes": nodes.get(number, [])}
@@ -99,6 +100,12 @@ def _rows(phase: Phase, tokens: int | None) -> int:
     if not limits[0] <= tokens <= limits[1]:
         raise InputError("--tokens", f"expected {limits[0]} to {limits[1]} for phase {phase.name}, found {tokens}")
     return tokens
+
+
+def _check_start(phase: Phase, start: int) -> None:
+    high = next((size.high for size in phase.sizes if size.name == "start"), 0)
+    if start > high:
+        raise InputError("--start", f"expected 0 to {high} for phase {phase.name}, found {start}")
 
 
 def _nodes(phase: Phase, debug: DebugMap | None) -> Mapping[int, list[str]]:
