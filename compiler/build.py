@@ -26,6 +26,8 @@ from hjgc.plan_format.files import write_atomically
 from hjgc.plan_format.structs import CodeReference, Variant
 
 PARAMETER_WIDTHS = {"pointer": 64, "int32": 32, "int64": 64, "float32": 32, "scratch": 64}
+TARGETS = {f"sm_{number}": number for number in (80, 86, 87, 89, 90, 100, 103, 120, 121)}
+"""Chips that were tried. LLVM ends the whole process where it meets one that it does not know."""
 FIRST_WITH_PDL = 90
 RECIPE = 1
 """Counted in the digest of the cache: raise it when this file builds the same template differently."""
@@ -112,13 +114,14 @@ def _write_cached(path: Path, built: Built) -> None:
 
 def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], target: str) -> Built:
     place = f"template {name} for {target}"
-    capability = _capability(place, target)
+    if target not in TARGETS:
+        raise CompileError(place, f"expected one of {', '.join(TARGETS)}, found {target!r}", field="target")
     template.check(axes)
     pdl = axes.get("pdl") is True
-    if pdl and capability < FIRST_WITH_PDL:
+    if pdl and TARGETS[target] < FIRST_WITH_PDL:
         raise CompileError(place, f"expected sm_{FIRST_WITH_PDL} or later, found {target}", field="axis pdl")
     try:
-        kernel = _run_triton(template, axes, capability)
+        kernel = _run_triton(template, axes, TARGETS[target])
     except Exception as error:  # Triton, LLVM and ptxas raise whatever they like
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise CompileError(place, f"triton refused it: {words[-1]}") from error
@@ -131,13 +134,6 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
     _check_metadata(place, kernel.metadata)
     cubin: bytes = kernel.asm["cubin"]
     return Built(target, dict(axes), entry, kinds, threads, kernel.metadata.shared, pdl, registers(cubin, entry), cubin)
-
-
-def _capability(place: str, target: str) -> int:
-    match = re.fullmatch(r"sm_(\d{2,3})", target)
-    if match is None:
-        raise CompileError(place, f"expected a target like sm_90, found {target!r}")
-    return int(match[1])
 
 
 def _run_triton(template: Template, axes: Mapping[str, AxisValue], capability: int) -> Any:
