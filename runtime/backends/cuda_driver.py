@@ -1,0 +1,220 @@
+"""Which calls of the CUDA driver do we make, and what do its refusals say?
+
+Everything goes through NVIDIA's `cuda-bindings`; nothing here knows what a plan is. Addresses are plain integers,
+streams, functions and graphs are handles of the bindings. Nothing waits for the whole device, except freeing memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjgc.plan_format.errors import RunError
+
+Handle = Any
+Bytes = NDArray[np.uint8]
+UNLIMITED_SHARED = 48 << 10
+"""Dynamic shared memory up to which a kernel needs no permission."""
+
+
+class DriverError(RunError):
+    """A call that the driver refused, in its own words."""
+
+    def __init__(self, call: str, name: str, words: str) -> None:
+        self.call, self.name = call, name
+        super().__init__(f"{call}: {name} ({words})")
+
+
+@dataclass(frozen=True)
+class LaunchShape:
+    """Blocks in a grid, threads in a block, bytes of dynamic shared memory."""
+
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+
+
+class Driver:
+    """One device, through its primary context. Any thread may call; each makes the context current first."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._cuda = load_bindings()
+        self._call("cuInit", 0)
+        self._device = self._call("cuDeviceGet", ordinal)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self.make_current()
+        attribute = self._cuda.CUdevice_attribute
+        major = self._call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._device)
+        minor = self._call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._device)
+        self.target = f"sm_{major}{minor}"
+        self._overlap = self._cuda.CUlaunchAttribute()
+        self._overlap.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        self._overlap.value.programmaticStreamSerializationAllowed = 1
+        self._edges = (self._cuda.CUgraphEdgeData(), self._cuda.CUgraphEdgeData())
+        self._edges[True].type = int(self._cuda.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+        self._edges[True].from_port = 1  # CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Call the driver; its one result, or None. Raises DriverError."""
+        status, *results = getattr(self._cuda, name)(*arguments)
+        if status != 0:
+            raise self._error(name, status)
+        return results[0] if results else None
+
+    def _error(self, call: str, status: Any) -> DriverError:
+        _, name = self._cuda.cuGetErrorName(status)
+        _, words = self._cuda.cuGetErrorString(status)
+        return DriverError(call, _text(name) or f"error {int(status)}", _text(words) or "no description")
+
+    def make_current(self) -> None:
+        self._call("cuCtxSetCurrent", self._context)
+
+    def close(self) -> None:
+        """Give the context back. Nothing allocated from it may be used after."""
+        self._call("cuDevicePrimaryCtxRelease", self._device)
+
+    # Memory and copies. Copies are in the order of their stream; `read` and `write` are done with the host's memory
+    # when they return (the driver stages what is not page-locked).
+
+    def allocate(self, size: int) -> int:
+        return int(self._call("cuMemAlloc", max(size, 1)))
+
+    def free(self, address: int) -> None:
+        self._call("cuMemFree", address)
+
+    def zero(self, address: int, size: int, stream: Handle) -> None:
+        if size:
+            self._call("cuMemsetD8Async", address, 0, size, stream)
+
+    def write(self, address: int, data: Bytes, stream: Handle) -> None:
+        self._call("cuMemcpyHtoDAsync", address, data.ctypes.data, data.nbytes, stream)
+
+    def read(self, address: int, size: int, stream: Handle) -> Bytes:
+        """The bytes, once the work issued to `stream` so far is done."""
+        data = np.empty(size, np.uint8)
+        self._call("cuMemcpyDtoHAsync", data.ctypes.data, address, size, stream)
+        self.wait(stream)
+        return data
+
+    def make_stream(self) -> Handle:
+        """A stream that neither waits for the default stream nor holds it up."""
+        return self._call("cuStreamCreate", self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+
+    def wait(self, stream: Handle) -> None:
+        self._call("cuStreamSynchronize", stream)
+
+    def drop_stream(self, stream: Handle) -> None:
+        self._call("cuStreamDestroy", stream)
+
+    # Code.
+
+    def load_module(self, code: bytes) -> Handle:
+        return self._call("cuModuleLoadData", code)
+
+    def unload_module(self, module: Handle) -> None:
+        self._call("cuModuleUnload", module)
+
+    def function(self, module: Handle, entry: str, shared_bytes: int) -> Handle:
+        """The kernel, loaded now and not at its first launch, allowed to use its shared memory."""
+        function = self._call("cuModuleGetFunction", module, entry.encode())
+        self._call("cuFuncLoad", function)
+        if shared_bytes > UNLIMITED_SHARED:
+            attribute = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call("cuFuncSetAttribute", function, attribute, shared_bytes)
+        return function
+
+    def parameter_widths(self, function: Handle) -> tuple[int, ...]:
+        """The bytes of each parameter, by the word of the code itself."""
+        widths: list[int] = []
+        while True:
+            status, _, size = self._cuda.cuFuncGetParamInfo(function, len(widths))
+            if status != 0:  # the only way to learn how many there are
+                return tuple(widths)
+            widths.append(int(size))
+
+    # Launches and graphs. `parameters` is the address of an array of addresses, one a parameter; the driver has copied
+    # what they point to when the call returns.
+
+    def configure(self, shape: LaunchShape, overlap: bool, stream: Handle) -> Handle:
+        """What `launch` needs to know besides the parameters; made once, used many times. `overlap`: may start once the
+        kernel before it in the stream has triggered its dependents (programmatic dependent launch)."""
+        config = self._cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = shape.grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = shape.threads, 1, 1
+        config.sharedMemBytes = shape.shared_bytes
+        config.hStream = stream
+        if overlap:
+            config.attrs = [self._overlap]
+            config.numAttrs = 1
+        return config
+
+    def launch(self, config: Handle, function: Handle, parameters: int) -> None:
+        (status,) = self._cuda.cuLaunchKernelEx(config, function, parameters, 0)
+        if status != 0:
+            raise self._error("cuLaunchKernelEx", status)
+
+    def make_graph(self) -> Handle:
+        return self._call("cuGraphCreate", 0)
+
+    def make_node(self, shape: LaunchShape, function: Handle, parameters: int) -> Handle:
+        """What `add_kernel` needs to know; made once, added to many graphs, its grid changed by `resize`."""
+        node = self._cuda.CUgraphNodeParams()
+        node.type = self._cuda.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
+        node.kernel.func = function
+        node.kernel.blockDimX, node.kernel.blockDimY, node.kernel.blockDimZ = shape.threads, 1, 1
+        node.kernel.sharedMemBytes = shape.shared_bytes
+        node.kernel.kernelParams = parameters
+        self.resize(node, shape)
+        return node
+
+    def resize(self, node: Handle, shape: LaunchShape) -> None:
+        kernel = node.kernel
+        kernel.gridDimX, kernel.gridDimY, kernel.gridDimZ = shape.grid
+
+    def add_kernel(self, graph: Handle, node: Handle, before: Sequence[Handle], early: Sequence[bool]) -> Handle:
+        """Add a kernel that comes after the nodes in `before`: once each has finished, or, where `early` says so, once
+        it has triggered its dependents."""
+        edges = [self._edges[kind] for kind in early]
+        return self._call("cuGraphAddNode", graph, before or None, edges or None, len(edges), node)
+
+    def instantiate(self, graph: Handle, stream: Handle) -> Handle:
+        """An executable graph, already on the device; `stream` is waited for."""
+        executable = self._call("cuGraphInstantiate", graph, 0)
+        try:
+            self._call("cuGraphUpload", executable, stream)
+            self.wait(stream)
+        except DriverError:
+            self.drop_executable(executable)
+            raise
+        return executable
+
+    def drop_graph(self, graph: Handle) -> None:
+        self._call("cuGraphDestroy", graph)
+
+    def replay(self, executable: Handle, stream: Handle) -> None:
+        self._call("cuGraphLaunch", executable, stream)
+
+    def drop_executable(self, executable: Handle) -> None:
+        self._call("cuGraphExecDestroy", executable)
+
+
+def load_bindings() -> Any:
+    """The driver's bindings, with a driver behind them. Raises RunError that says which of the two is missing."""
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise RunError(f"running on CUDA needs cuda-bindings ({error}); pip install 'hjgc[cuda]'") from None
+    try:
+        driver.cuDriverGetVersion()
+    except Exception as error:  # the bindings raise errors of their own where there is no driver to bind
+        raise RunError(f"no NVIDIA driver found: {str(error).splitlines()[0]}; is this machine's GPU set up?") from None
+    return driver
+
+
+def _text(raw: bytes | str | None) -> str:
+    return raw.decode() if isinstance(raw, bytes) else raw or ""

@@ -1,0 +1,113 @@
+"""Where on the device does each part of a plan live?
+
+One allocation for what lasts (weights, constants, states, the parameter block), one for the arena. Every address is a
+multiple of 256, which kernels rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hjgc.plan_format.dtypes import ITEM_BYTES
+from hjgc.plan_format.sizes import evaluate
+from hjgc.plan_format.structs import Plan, State
+from hjgc.runtime.backend import MemoryRef
+from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
+
+ALIGNMENT = 256
+
+
+def lay_out(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """The offset of each piece, one after the other, and the bytes of all."""
+    offsets: list[int] = []
+    end = 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+class DeviceMemory:
+    """The addresses of one plan's memory, and copies to and from it in the order of one stream."""
+
+    def __init__(self, driver: Driver, plan: Plan, stream: Handle) -> None:
+        self._driver, self._plan, self._stream = driver, plan, stream
+        pieces: list[tuple[str, int, int]] = [("weight", i, weight.bytes) for i, weight in enumerate(plan.weights)]
+        pieces += [("constant", i, constant.length) for i, constant in enumerate(plan.constants)]
+        pieces += [("state", i, state.bytes) for i, state in enumerate(plan.states)]
+        pieces.append(("parameters", 0, plan.parameters.bytes))
+        offsets, total = lay_out([size for _, _, size in pieces])
+        self._lasting = driver.allocate(total)
+        try:
+            self._arena = driver.allocate(plan.arena_bytes)
+        except BaseException:
+            driver.free(self._lasting)
+            raise
+        self._addresses = {
+            (space, index): self._lasting + offset for (space, index, _), offset in zip(pieces, offsets, strict=True)
+        }
+        self._fields = {field.name: field for field in plan.parameters.fields}
+        for space, index, size in pieces:
+            if space in ("state", "parameters"):
+                driver.zero(self.address(space, index), size, stream)
+
+    def close(self) -> None:
+        self._driver.free(self._lasting)
+        self._driver.free(self._arena)
+
+    def address(self, space: str, index: int, phase: str = "") -> int:
+        """Of a table entry; buffers are counted in `phase`."""
+        if space == "buffer":
+            return self._arena + self._plan.phase(phase).buffers[index].offset
+        return self._addresses[space, index]
+
+    def field_address(self, name: str) -> int:
+        return self.address("parameters", 0) + self._fields[name].offset
+
+    def write(self, address: int, data: Bytes) -> None:
+        self._driver.write(address, np.ascontiguousarray(data), self._stream)
+
+    def read(self, address: int, size: int) -> Bytes:
+        return self._driver.read(address, size, self._stream)
+
+    def write_fields(self, values: Mapping[str, int | float]) -> None:
+        """Fields that lie side by side travel in one copy; those not named keep what the device may have written."""
+        fields = sorted((self._fields[name] for name in values), key=lambda field: field.offset)
+        run: list[Bytes] = []
+        for i, field in enumerate(fields):
+            run.append(np.array([values[field.name]], field.dtype).view(np.uint8))
+            if i + 1 == len(fields) or fields[i + 1].offset != field.offset + 4:
+                start = field.offset + 4 - 4 * len(run)
+                self.write(self.address("parameters", 0) + start, np.concatenate(run))
+                run = []
+
+    def read_fields(self) -> dict[str, int | float]:
+        block = self.read(self.address("parameters", 0), self._plan.parameters.bytes)
+        return {
+            name: block[field.offset : field.offset + 4].view(field.dtype)[0].item()
+            for name, field in self._fields.items()
+        }
+
+    def spans(self, ref: MemoryRef, start: int, tokens: int) -> list[tuple[int, int]]:
+        """(address, bytes) of what a snapshot of `ref` holds: of a full cache the rows `start` to `start + tokens` of
+        each head, of a buffer its shape for `tokens` rows, of anything else all of it."""
+        base = self.address(ref.space, ref.index, ref.phase)
+        if ref.space == "buffer":
+            buffer = self._plan.phase(ref.phase).buffers[ref.index]
+            size = ITEM_BYTES[buffer.dtype]
+            for axis in buffer.shape:
+                size *= evaluate(axis, {"tokens": tokens, "start": start, "length": tokens})
+            return [(base, size)]
+        if ref.space == "state":
+            return _state_spans(self._plan.states[ref.index], base, start, tokens)
+        return [(base, self._plan.parameters.bytes)]
+
+
+def _state_spans(state: State, base: int, start: int, tokens: int) -> list[tuple[int, int]]:
+    if state.kind != "full_cache":
+        return [(base, state.bytes)]
+    heads, rows, size = state.shape
+    row = size * ITEM_BYTES[state.dtype]
+    return [(base + (head * rows + start) * row, tokens * row) for head in range(heads)]
