@@ -70,7 +70,7 @@ def choose_context(model: ir.Model, options: Options) -> int:
 
 def choose_buckets(low: int, high: int) -> tuple[int, ...]:
     """1, 2, 3, 4, 6, 8, 12, 16, ... to `high`: powers of two and the halfway points, so that no graph runs more than a
-    third empty past 2; those under `low` are left out as far as the half-empty rule allows."""
+    third empty past 2. None is built for fewer than `low` tokens: such prompts run plainly."""
     steps: list[int] = []
     power = 1
     while power < high:
@@ -85,7 +85,7 @@ def _phases(options: Options, context: int) -> tuple[tuple[str, Expression, tupl
     high = min(high, context)
     low = min(low, high)
     start = SizeDeclaration("start", 0, context, "device")
-    rows = SizeDeclaration("tokens", low, high, "key")
+    rows = SizeDeclaration("tokens", 1, high, "key")
     length = SizeDeclaration("length", 1, high, "device")
     return (
         ("prefill", Size("tokens"), (rows, start, length), choose_buckets(low, high)),

@@ -300,7 +300,7 @@ def _check_static(phase: Phase, segment: StaticSegment, ranges: Ranges, where: s
     buckets = segment.key.buckets
     low, high = ranges[keys[0]] if keys else (1, 1)
     rising = all(a < b <= 2 * (a + 1) for a, b in zip(buckets, buckets[1:], strict=False))
-    covers = bool(buckets) and buckets[-1] == high and low <= buckets[0] <= max(1, 2 * low)
+    covers = bool(buckets) and buckets[-1] == high and low <= buckets[0]
     check.require(rising and covers, f"{where}.key.buckets", f"rising to {high}, none over half empty", buckets)
 
 
