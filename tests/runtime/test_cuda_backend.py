@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,45 +9,14 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
+from tests.runtime.norms import CODE, COLUMNS, KINDS, ROWS, write_plan
 
 from hjgc.plan_format import PlanError, load, save
-from hjgc.plan_format.fingerprint import fingerprint
-from hjgc.plan_format.ledger import make_ledger
-from hjgc.plan_format.sizes import Binary, Size, SizeDeclaration
-from hjgc.plan_format.structs import (
-    FORMAT_VERSION,
-    AttributeArgument,
-    Buffer,
-    CaptureKey,
-    CodeReference,
-    DTypes,
-    Edge,
-    Launch,
-    Model,
-    Operand,
-    OperandArgument,
-    ParameterArgument,
-    Phase,
-    Plan,
-    Producer,
-    Schedule,
-    Source,
-    State,
-    StaticSegment,
-    Template,
-    TemplateCall,
-    ValueArgument,
-    Variant,
-    Weight,
-    parameter_block,
-)
+from hjgc.plan_format.structs import Source
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
 from hjgc.runtime.backends.cuda import CudaBackend, from_float32, to_float32
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError, LaunchShape
 
-ROWS, COLUMNS = 16, 8
-CODE = b"not really a cubin"
-KINDS = ("pointer", "pointer", "pointer", "pointer", "int32", "float32", "scratch", "scratch")
 WIDTHS = (8, 8, 8, 8, 4, 4, 8, 8)
 
 
@@ -171,79 +139,6 @@ def values_at(parameters: int) -> tuple[Any, ...]:
     addresses = (ctypes.c_uint64 * len(KINDS)).from_address(parameters)
     types = {"pointer": ctypes.c_uint64, "scratch": ctypes.c_uint64, "int32": ctypes.c_int32, "float32": ctypes.c_float}
     return tuple(types[kind].from_address(address).value for kind, address in zip(KINDS, addresses, strict=True))
-
-
-def write_plan(folder: Path, *, pdl: bool = True, code: bytes = CODE, target: str = "sm_90") -> Path:
-    """Four norms in a row; edges 0-1 and 2-3 may overlap, 1-2 may not. A cache stands by for copies."""
-    np.arange(1, COLUMNS + 1, dtype=np.float32).tofile(folder / "w.bin")
-    weights = (Weight("w", "float32", (COLUMNS,), 32, (Source(0, 0, 32, "float32", (COLUMNS,)),)),)
-    cache = State("cache", "full_cache", "float32", (2, ROWS + 1, 4), 2 * (ROWS + 1) * 16)
-    phase = phase_of_norms(target, "pdl" if pdl else "full")
-    arena = sum(buffer.bytes for buffer in phase.buffers)
-    axes: dict[str, bool | int | str] = {"pdl": pdl}
-    reference = CodeReference("cubin", 0, len(CODE), hashlib.sha256(CODE).hexdigest())
-    plan = Plan(
-        format=FORMAT_VERSION,
-        features=(),
-        producer=Producer("test", "by hand", "0" * 64, 20, {}),
-        model=Model("norms", "none", 0, ROWS, 4),
-        targets=(target,),
-        dtypes=DTypes("float32", "float32", "float32", "float32", "float32"),
-        files=(fingerprint(folder / "w.bin", "w.bin"),),
-        weights=weights,
-        constants=(),
-        states=(cache,),
-        parameters=parameter_block(),
-        arena_bytes=arena,
-        phases=(phase,),
-        templates=(Template("norm", "0" * 64, tuple(axes)),),
-        variants=(Variant(0, target, axes, "norm", KINDS, 128, 16, reference, pdl),),
-        ledger=make_ledger(weights, arena, (cache,), (), parameter_block(), (phase,)),
-    )
-    save(folder / "plan.hjg", plan, sections={"cubin": code})
-    return folder / "plan.hjg"
-
-
-def phase_of_norms(target: str, edge: Any) -> Phase:
-    rows = Size("tokens")
-    size = ROWS * COLUMNS * 4
-    spans = ((0, 0), (0, 1), (1, 2), (2, 3), (3, 3))
-    arguments = (
-        *(OperandArgument(i) for i in range(3)),
-        ParameterArgument("length"),
-        ValueArgument(Binary("mul", rows, 100)),
-        AttributeArgument("epsilon"),
-    )
-    call = TemplateCall(0, (Binary("ceil_div", rows, 4), 1, 1), arguments)
-    launches = tuple(
-        Launch(
-            f"norm{i}",
-            "rms_norm",
-            (
-                Operand("x", "buffer", i, "read"),
-                Operand("weight", "weight", 0, "read"),
-                Operand("y", "buffer", i + 1, "write"),
-            ),
-            {target: call},
-            {"epsilon": 0.5},
-        )
-        for i in range(4)
-    )
-    return Phase(
-        name="norms",
-        entry="tensor",
-        logits_rows="none",
-        sizes=(SizeDeclaration("tokens", 1, ROWS, "key"),),
-        buffers=tuple(
-            Buffer(f"x{i}", "float32", (rows, COLUMNS), i * size, size, *span) for i, span in enumerate(spans)
-        ),
-        launches=launches,
-        edges=(Edge(0, 1, edge), Edge(1, 2), Edge(2, 3, edge)),
-        schedules=(Schedule("default", (StaticSegment((0, 1, 2, 3), CaptureKey(("tokens",), (2, 4, 8, 16))),)),),
-        numerics="norms",
-        inputs=(0,),
-        outputs=(4,),
-    )
 
 
 def open_backend(plan: Path, driver: FakeDriver) -> CudaBackend:
