@@ -67,26 +67,31 @@ def keep(scores: Any, top_k: int, top_p: float, min_p: float) -> Any:
 
 
 def philox_uniform(ids: Any, position: int, seed_low: int, seed_high: int) -> Any:
-    """One number in (0, 1) an id: Philox4x32-10 (Salmon et al., 2011), counter (id, position, 0, 0), key the seed; the
-    first word w gives (w + 0.5) / 2^32."""
+    """One number in (0, 1) an id. Counter (id, position, 0, 0), key the seed; the first word w is (w + 0.5) / 2^32."""
+    import numpy as np
+
+    words = philox((ids, position, 0, 0), (seed_low, seed_high))
+    return (words[0].astype(np.float64) + 0.5) / 4294967296.0
+
+
+def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-10 (Salmon et al., 2011). The words of the counter, and so of the result, may be arrays."""
     import numpy as np
 
     mask = np.uint64(0xFFFFFFFF)
     shift = np.uint64(32)
-    x0 = ids.astype(np.uint64)
-    x1 = np.full_like(x0, position)
-    x2, x3 = np.zeros_like(x0), np.zeros_like(x0)
-    k0, k1 = int(seed_low), int(seed_high)
+    x0, x1, x2, x3 = (np.asarray(word, np.uint64) for word in counter)
+    k0, k1 = int(key[0]), int(key[1])
     for _ in range(10):
-        high_low0, high_low1 = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        product0, product1 = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
         x0, x1, x2, x3 = (
-            (high_low1 >> shift) ^ x1 ^ np.uint64(k0),
-            high_low1 & mask,
-            (high_low0 >> shift) ^ x3 ^ np.uint64(k1),
-            high_low0 & mask,
+            (product1 >> shift) ^ x1 ^ np.uint64(k0),
+            product1 & mask,
+            (product0 >> shift) ^ x3 ^ np.uint64(k1),
+            product0 & mask,
         )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return (x0.astype(np.float64) + 0.5) / 4294967296.0
+    return x0, x1, x2, x3
 
 
 OP = Op(
