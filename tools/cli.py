@@ -24,6 +24,7 @@ from hjgc._version import __version__
 from hjgc.tools import commands, console
 
 TRACEBACK = "HJGC_TRACEBACK"
+DONE, BUG, TO_MEND = 0, 1, 2
 INTERRUPTED, NOBODY_READS, TERMINATED = 130, 141, 143  # 128 + SIGINT, SIGPIPE, SIGTERM, as a shell counts
 MACHINE_ERRORS = {
     getattr(errno, name)
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = _invoke(arguments)
         sys.stdout.flush()
-        return result if type(result) is int else 0
+        return result if type(result) is int else DONE
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except BrokenPipeError:
@@ -110,20 +111,23 @@ def _invoke(arguments: Sequence[str]) -> object:
 def explain(error: Exception) -> tuple[str, int]:
     """The one line for an error, and the exit code: 2 for what a person can mend, 1 for a bug of ours."""
     if isinstance(error, ModuleNotFoundError) and (line := _missing(error.name or "")):
-        return line, 2
+        return line, TO_MEND
     from hjgc.plan_format.errors import HjgcError
 
     match error:
         case HjgcError():
-            return str(error), 2
+            return str(error), TO_MEND
         case click.ClickException():
-            return _usage(error), 2
+            return _usage(error), TO_MEND
         case MemoryError():
-            return "this machine's memory is not enough; close other programs or use a smaller model or context", 2
+            return (
+                "this machine's memory is not enough; close other programs or use a smaller model or context",
+                TO_MEND,
+            )
         case OSError() if error.errno in MACHINE_ERRORS:
-            return f"{error.filename or 'output'}: {error.strerror}", 2
+            return f"{error.filename or 'output'}: {error.strerror}", TO_MEND
         case _:
-            return _bug(error), 1
+            return _bug(error), BUG
 
 
 def _usage(error: click.ClickException) -> str:

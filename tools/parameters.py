@@ -15,7 +15,7 @@ from hjgc.plan_format.errors import InputError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)
 """A path as it was written. Whoever opens it says what is wrong with it: one wording, whichever way it is reached."""
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hjgc.plan_format import save
+from hjgc.plan_format.fingerprint import fingerprint
 from hjgc.tools import cli
 from tests.plans import CONSTANTS, small_plan, weights_file
 
@@ -62,7 +64,8 @@ def in_its_own_process(*program: str, **options: Any) -> subprocess.Popen[str]:
 
 def write_small_plan(folder: Path) -> Path:
     """A valid plan in `folder`, its weights beside it."""
-    plan = small_plan()
-    (folder / "weights.bin").write_bytes(weights_file(plan))
+    plan, weights = small_plan(), folder / "weights.bin"
+    weights.write_bytes(weights_file(plan))
+    plan = msgspec.structs.replace(plan, files=(fingerprint(weights, weights.name, digest=False),))
     save(folder / "plan.hjg", plan, sections={"constants": CONSTANTS})
     return folder / "plan.hjg"

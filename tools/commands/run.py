@@ -15,12 +15,9 @@ from hjgc.tools import console
 from hjgc.tools.parameters import FILE, as_json, example, prompt_text, token_ids
 
 if TYPE_CHECKING:
-    from hjgc import LLM
-    from hjgc.runtime.completion import Completion
-    from hjgc.runtime.sampling_params import SamplingParams
+    from hjgc import LLM, Completion, Piece
 
 EARLY = {"context": "prompt and answer fill the plan's context", "deadline": "the deadline passed"}
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 @click.command(
@@ -62,17 +59,17 @@ def command(
     if (prompt is None) == (ids is None):
         raise click.UsageError("expected one of --prompt and --ids", click.get_current_context())
     asked = list(ids) if ids is not None else prompt_text(prompt or "")
-    given = {name: sampling[name] for name in SAMPLING if sampling[name] is not None}
+    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
 
     with console.stages() as tell:
         tell("load")
         llm = _open(plan, weights, device)
     with llm:
-        params = dataclasses.replace(_defaults(llm), max_tokens=max_tokens, stop=stop, **given)
-        answer = llm.generate(asked, params, stream=True, deadline=deadline)
-        for piece in answer:
-            if not as_json:
-                click.echo(piece.text, nl=False)
+        params = dataclasses.replace(llm.defaults, max_tokens=max_tokens, stop=stop, **given)
+        with llm.generate(asked, params, stream=True, deadline=deadline) as answer:
+            for piece in answer:
+                if not as_json:
+                    click.echo(_shown(piece, llm), nl=False)
         completion, report = answer.completion, llm.session.report()
     if as_json:
         console.result_json(as_data(completion, report))
@@ -90,11 +87,9 @@ def _open(plan: Path, weights: Path | None, device: str | None) -> LLM:
     return LLM(plan, weights=weights, device=device)
 
 
-def _defaults(llm: LLM) -> SamplingParams:
-    """How the plan's model asks to be sampled."""
-    from hjgc.runtime.sampling_params import from_generation
-
-    return from_generation(llm.session.plan.model.generation)
+def _shown(piece: Piece, llm: LLM) -> str:
+    """Its text, or its token ids where the plan names no tokenizer."""
+    return piece.text if llm.tokenizer is not None else "".join(f"{token} " for token in piece.token_ids)
 
 
 def as_data(completion: Completion, report: Mapping[str, Any]) -> dict[str, Any]:
