@@ -46,26 +46,35 @@ class Gate:
         self._plan, self._backend = plan, backend
 
     def check(self, runner: SegmentRunner, graph: Graph, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """None if the graph may serve, else a report, at the longest and the shortest length it would serve. Asks
-        `stop` between launches. Raises Interrupted."""
-        context = self._plan.model.context
-        for tokens in sorted({min(runner.bucket, context), min(runner.shortest, context)}, reverse=True):
-            report = _Trial(self._plan, self._backend, runner, tokens, stop).run(graph)
+        """None if the graph may serve, else a report. Asks `stop` between launches. Raises Interrupted."""
+        for tokens, start in self._places(runner):
+            report = _Trial(self._plan, self._backend, runner, tokens, start, stop).run(graph)
             if report is not None:
                 return report
         return None
 
+    def _places(self, runner: SegmentRunner) -> list[tuple[int, int]]:
+        """(tokens, start) to compare at: two starts, so that one that got fixed in the graph shows, and the longest and
+        the shortest length it would serve. Where it starts, traffic has left real rows behind in the caches."""
+        behind = runner.last_start or runner.shortest
+        if runner.phase == "prefill":
+            wanted = [(runner.bucket, 0), (runner.shortest, behind)]
+        else:
+            wanted = [(runner.bucket, behind), (runner.shortest, behind // 2)]
+        context, latest = self._plan.model.context, _latest_start(self._plan.phase(runner.phase))
+        lengths = [(min(tokens, context), start) for tokens, start in wanted]
+        return list(dict.fromkeys((tokens, min(start, context - tokens, latest)) for tokens, start in lengths))
+
 
 class _Trial:
-    """One comparison, at one length."""
+    """One comparison, at one length and one start."""
 
     def __init__(
-        self, plan: Plan, backend: Backend, runner: SegmentRunner, tokens: int, stop: Callable[[], bool]
+        self, plan: Plan, backend: Backend, runner: SegmentRunner, tokens: int, start: int, stop: Callable[[], bool]
     ) -> None:
-        self.plan, self.backend, self.runner, self.tokens, self.stop = plan, backend, runner, tokens, stop
+        self.plan, self.backend, self.runner, self.stop = plan, backend, runner, stop
+        self.tokens, self.start = tokens, start
         self.phase = plan.phase(runner.phase)
-        # Prefill starts an empty cache. Decode stands where traffic last decoded, with real rows behind it.
-        self.start = 0 if runner.phase == "prefill" else min(runner.last_start, plan.model.context - tokens)
         self.before, self.after = _around(self.phase, runner)
         self.saved: Contents = {}
 
@@ -212,6 +221,11 @@ class _Trial:
         if ref.space == "buffer":
             return self.phase.buffers[ref.index].name
         return "parameters" if ref.space == "parameters" else self.plan.states[ref.index].name
+
+
+def _latest_start(phase: Phase) -> int:
+    """The most tokens that may be cached before a call of the phase."""
+    return next((size.high for size in phase.sizes if size.name == "start"), 0)
 
 
 def _around(phase: Phase, runner: SegmentRunner) -> tuple[list[int], list[int]]:

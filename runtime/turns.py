@@ -68,9 +68,8 @@ class Turns:
         try:
             with self._changed:
                 self._wait(ticket)
-        except BaseException as error:
-            self._count(ticket, type(error))
-            self._tell_if_idle()
+        except BaseException as error:  # an interrupt may come after the device was given
+            self.give_back(ticket, type(error))
             raise
 
     def _wait(self, ticket: Ticket) -> None:

@@ -25,7 +25,7 @@ SWITCH_INTERVAL = 1e-4
 
 PATIENCE = 64
 """After so many checks given up for a request, the next one of the same runner is finished: else a caller who leaves
-only short gaps would never get a graph. It delays one request, once, by about two steps for each length checked."""
+only short gaps would never get a graph. It delays one request, once, by the plain run and the replay of two steps."""
 
 
 class CaptureWorker:

@@ -112,6 +112,21 @@ def test_a_check_that_fails_quarantines_its_graph_and_the_session_goes_on() -> N
         assert device.living == []
 
 
+def test_a_worker_that_crashes_in_a_check_gives_the_device_back() -> None:
+    with serving() as (session, device):
+
+        def fail(graph: FakeGraph) -> None:
+            raise OSError("a bug of ours")
+
+        release, device.release = device.release, fail  # type: ignore[method-assign]
+        device.corrupt = {"head"}
+        expected = answer(session)
+        assert session.wait_captured() is False
+        assert session.report()["worker"]["state"].startswith("crashed: OSError")
+        assert answer(session) == expected
+        device.release = release  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("corrupt", [set[str](), {"1.down"}])
 def test_a_check_puts_all_memory_back(corrupt: set[str]) -> None:
     with serving() as (session, device):
@@ -126,7 +141,7 @@ def test_a_check_puts_all_memory_back(corrupt: set[str]) -> None:
         assert {entry(session)["state"], entry(session, "prefill", 4)["state"]} == {state}
 
 
-def test_a_check_of_decode_stands_behind_context_and_one_of_prefill_at_the_start() -> None:
+def test_a_check_is_made_at_two_starts_and_the_longest_and_shortest_length() -> None:
     with serving() as (session, device):
         places: set[tuple[int, int]] = set()
         snapshot = device.snapshot
@@ -138,7 +153,18 @@ def test_a_check_of_decode_stands_behind_context_and_one_of_prefill_at_the_start
         device.snapshot = note  # type: ignore[method-assign,assignment]
         answer(session, 8, tokens=4)
         captured(session)
-        assert places == {(0, 8), (0, 5), (10, 1)}
+        assert places == {(0, 8), (5, 5), (10, 1), (5, 1)}
+
+
+@pytest.mark.parametrize(("phase", "key", "start"), [("decode", 1, 10), ("prefill", 8, 0)])
+def test_a_graph_that_is_right_at_one_place_only_is_found_out(phase: str, key: int, start: int) -> None:
+    with serving() as (session, device):
+        device.corrupt = {"0.attention"}
+        device.corrupt_when = lambda graph, tokens: graph.phase == phase and device._parameter("start") != start
+        answer(session, 8, tokens=4)
+        captured(session)
+        report = entry(session, phase, key)["quarantine"]
+        assert (report["name"], report["start"]) == ("0.attention", 5)
 
 
 def test_a_check_at_the_end_of_the_context_stays_inside_it() -> None:
