@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import msgspec
 import pytest
@@ -48,17 +48,19 @@ class CommandLine:
     def __call__(self, *arguments: str | Path) -> Ran:
         self._capsys.readouterr()
         code = cli.run([str(argument) for argument in arguments])
-        return Ran(code, *self._capsys.readouterr())
+        written = self._capsys.readouterr()
+        return Ran(code, written.out, written.err)
 
 
-def in_its_own_process(*program: str, **options: Any) -> subprocess.Popen[str]:
+def in_its_own_process(*program: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
     """Start a program that sees this source tree and that Ctrl-C interrupts, however the tests themselves run."""
     return subprocess.Popen(
         program,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
     )
 
 
