@@ -1,8 +1,9 @@
 """How does a plan become bytes, and bytes a plan that may be trusted to be well formed?
 
-Decoding is three steps, each bounded by the one before: `msgpack` walks the bytes without building anything (so every
+Decoding is four steps, each bounded by the one before: `msgpack` walks the bytes without building anything (so every
 length it claims is really there, and nesting is limited), `msgspec` builds the frozen structs and checks every type,
-`verify` checks what types cannot say.
+encoding them again must give the same bytes (so one plan has one spelling: no key twice, no default spelt out, no
+float where an integer belongs), `verify` checks what types cannot say.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.structs import DebugMap, Plan
 from hjgc.plan_format.verify import verify, verify_debug
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", Plan, DebugMap)
 
 
 class PlanFile:
@@ -76,11 +77,11 @@ def save(
     cannot be written."""
     path = Path(path)
     parts = dict(sections or {})
+    plan, parts["plan"] = _canonical(plan, path)
     verify(plan, {kind: len(data) for kind, data in parts.items()}, path)
-    parts["plan"] = encode(plan)
     if debug is not None:
+        debug, parts["debug"] = _canonical(debug, path)
         verify_debug(debug, plan, path)
-        parts["debug"] = encode(debug)
     container.write(path, parts)
 
 
@@ -91,8 +92,42 @@ def encode(record: Plan | DebugMap) -> bytes:
 
 def decode(data: bytes, kind: type[_T], path: Path) -> _T:
     """Build `kind` from msgpack bytes. Raises PlanError that names the place inside."""
-    field = f"section {'plan' if kind is Plan else 'debug'}"
+    field = _section(kind)
     _walk(data, field, path)
+    record = _build(data, kind, field, path)
+    again = encode(record)
+    if again != data:
+        raise PlanError(
+            path,
+            f"expected the one spelling of this plan, found another from byte {_first_difference(data, again)}",
+            field=field,
+            next_step="compile the model again",
+        )
+    return record
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    """The length of what both begin with, found by halving."""
+    first, second = memoryview(one), memoryview(other)
+    same, differ = 0, max(len(one), len(other))
+    while differ - same > 1:
+        middle = (same + differ) // 2
+        same, differ = (middle, differ) if first[:middle] == second[:middle] else (same, middle)
+    return same
+
+
+def _canonical(record: _T, path: Path) -> tuple[_T, bytes]:
+    """The record as a reader will see it (an integer given for a float is one), and its bytes."""
+    kind = type(record)
+    seen = _build(encode(record), kind, _section(kind), path)
+    return seen, encode(seen)
+
+
+def _section(kind: type[Plan | DebugMap]) -> str:
+    return f"section {'plan' if kind is Plan else 'debug'}"
+
+
+def _build(data: bytes, kind: type[_T], field: str, path: Path) -> _T:
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except msgspec.ValidationError as error:

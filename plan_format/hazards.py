@@ -7,13 +7,16 @@ a conflict too, between the last launch of the one and the first of the other.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import pairwise
 
 from hjgc.plan_format.structs import Edge, Launch, ParameterArgument, Phase, TemplateCall
 
 
-class MemoryUse(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
     space: str
     index: int
     reads: bool
@@ -54,18 +57,34 @@ def direct_conflicts(phase: Phase, order: Sequence[int]) -> Iterator[tuple[int, 
 
 def _reused_bytes(phase: Phase, order: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Sweep over the arena: for each buffer, the buffers before it in time whose bytes it takes over."""
-    owners: list[tuple[int, int, int]] = []
+    owners = Owners()
     for index, (first, last) in _spans(phase, order).items():
         buffer = phase.buffers[index]
-        end = buffer.offset + buffer.bytes
-        kept: list[tuple[int, int, int]] = []
-        for low, high, user in owners:
-            if high <= buffer.offset or end <= low:
-                kept.append((low, high, user))
-                continue
-            yield user, first
-            kept += [(a, b, user) for a, b in ((low, buffer.offset), (end, high)) if a < b]
-        owners = [*kept, (buffer.offset, end, last)]
+        for earlier in owners.take(buffer.offset, buffer.offset + buffer.bytes, last):
+            yield earlier, first
+
+
+class Owners:
+    """Who had each byte last: ranges that do not overlap, in order, so that a range is found by halving."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._users: list[int] = []
+
+    def take(self, start: int, end: int, user: int) -> list[int]:
+        """Give the bytes to `user`; the users that had any of them, in order of place."""
+        first, stop = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        met = self._users[first:stop]
+        ranges = [(start, end, user)]
+        if met and self._starts[first] < start:
+            ranges.insert(0, (self._starts[first], start, met[0]))
+        if met and self._ends[stop - 1] > end:
+            ranges.append((end, self._ends[stop - 1], met[-1]))
+        self._starts[first:stop] = [a for a, _, _ in ranges]
+        self._ends[first:stop] = [b for _, b, _ in ranges]
+        self._users[first:stop] = [u for _, _, u in ranges]
+        return met
 
 
 def _spans(phase: Phase, order: Sequence[int]) -> dict[int, tuple[int, int]]:
@@ -80,27 +99,36 @@ def _spans(phase: Phase, order: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 def schedule_edges(orders: Iterable[Sequence[int]]) -> tuple[Edge, ...]:
     """Every launch after the one before it, in each of the orders."""
-    pairs = {pair for order in orders for pair in zip(order, order[1:], strict=False)}
+    pairs = {pair for order in orders for pair in pairwise(order)}
     return tuple(Edge(before, after) for before, after in sorted(pairs))
 
 
-def unordered_conflict(phase: Phase, order: Sequence[int]) -> tuple[int, int] | None:
-    """Two launches of `order` that touch the same memory with no path of edges within it between them, or None."""
+def is_chain(phase: Phase, order: Sequence[int]) -> bool:
+    """Whether an edge leads from each launch of `order` to the next: then nothing in it is unordered."""
     links = {(edge.before, edge.after) for edge in phase.edges}
-    if all(pair in links for pair in zip(order, order[1:], strict=False)):
+    return all(pair in links for pair in pairwise(order))
+
+
+def unordered_conflict(phase: Phase, order: Sequence[int]) -> tuple[int, int] | None:
+    """Two launches of `order` that touch the same memory with no path of edges within it between them, or None.
+
+    Where `order` is no chain this takes memory for the square of its length, in bits."""
+    if is_chain(phase, order):
         return None
     reach = _reachable(phase, order)
-    return next(((a, b) for a, b in direct_conflicts(phase, order) if not reach[b] >> a & 1), None)
+    place = {number: i for i, number in enumerate(order)}
+    return next(((a, b) for a, b in direct_conflicts(phase, order) if not reach[place[b]] >> place[a] & 1), None)
 
 
-def _reachable(phase: Phase, order: Sequence[int]) -> dict[int, int]:
-    """For each launch of `order` the set of launches before it on some path within it, as a bit mask."""
-    reach = dict.fromkeys(order, 0)
-    incoming: dict[int, list[int]] = {number: [] for number in order}
+def _reachable(phase: Phase, order: Sequence[int]) -> list[int]:
+    """For each place in `order` the places before it on some path within it, as a bit mask."""
+    place = {number: i for i, number in enumerate(order)}
+    incoming: list[list[int]] = [[] for _ in order]
     for edge in phase.edges:
-        if edge.before in reach and edge.after in reach:
-            incoming[edge.after].append(edge.before)
-    for after in order:
-        for before in incoming[after]:
+        if edge.before in place and edge.after in place:
+            incoming[place[edge.after]].append(place[edge.before])
+    reach = [0] * len(order)
+    for after, edges in enumerate(incoming):
+        for before in edges:
             reach[after] |= reach[before] | 1 << before
     return reach

@@ -6,13 +6,16 @@ one operation on two expressions; nothing else, so evaluating one can neither lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Union
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import msgspec
 
 Operation = Literal["add", "sub", "mul", "ceil_div", "min", "max"]
 MAX_DEPTH = 16
+MAX_PARTS = 64
+MAX_VALUE = 1 << 62
+"""No part of an expression leaves [-MAX_VALUE, MAX_VALUE] inside its range: 64 bits hold every step."""
 
 
 class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="size"):
@@ -25,11 +28,11 @@ class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="binar
     """`left operation right`; `ceil_div` is the quotient rounded up."""
 
     operation: Operation
-    left: Union[int, Size, Binary]
-    right: Union[int, Size, Binary]
+    left: Expression
+    right: Expression
 
 
-Expression = Union[int, Size, Binary]
+Expression = int | Size | Binary
 
 
 class SizeDeclaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,32 +72,50 @@ def apply(operation: Operation, left: int, right: int) -> int:
 
 
 def bounds(expression: Expression, ranges: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
-    """The lowest and highest value over the ranges (interval arithmetic: may be wider than what is met)."""
+    """The lowest and highest value over the ranges (interval arithmetic: may be wider than what is met).
+
+    Raises ZeroDivisionError for a divisor that may be under 1, OverflowError for a part that may leave 64 bits."""
+    low, high = _bounds(expression, ranges)
+    if low < -MAX_VALUE or high > MAX_VALUE:
+        raise OverflowError(f"{spell(expression)} may reach {low} to {high}")
+    return low, high
+
+
+def _bounds(expression: Expression, ranges: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     if isinstance(expression, int):
         return expression, expression
     if isinstance(expression, Size):
         return ranges[expression.name]
-    low_left, high_left = bounds(expression.left, ranges)
-    low_right, high_right = bounds(expression.right, ranges)
-    corners = [
-        apply(expression.operation, left, right) for left in (low_left, high_left) for right in (low_right, high_right)
-    ]
+    lefts, rights = bounds(expression.left, ranges), bounds(expression.right, ranges)
+    if expression.operation == "ceil_div" and rights[0] < 1:
+        raise ZeroDivisionError(f"{spell(expression.right)} may be {rights[0]}")
+    # Each operation rises or falls throughout in either operand, so its extremes lie at the corners.
+    corners = [apply(expression.operation, left, right) for left in lefts for right in rights]
     return min(corners), max(corners)
 
 
+def walk(expression: Expression) -> Iterator[tuple[int, Expression]]:
+    """Each part with its depth (the whole is at 1), without recursion: safe for an expression of any depth."""
+    waiting: list[tuple[int, Expression]] = [(1, expression)]
+    while waiting:
+        level, part = waiting.pop()
+        yield level, part
+        if isinstance(part, Binary):
+            waiting += ((level + 1, part.right), (level + 1, part.left))
+
+
 def depth(expression: Expression) -> int:
-    if not isinstance(expression, Binary):
-        return 1
-    return 1 + max(depth(expression.left), depth(expression.right))
+    return max(level for level, _ in walk(expression))
+
+
+def is_small(expression: Expression) -> bool:
+    """At most MAX_DEPTH deep, of at most MAX_PARTS integers, sizes and operations."""
+    return all(i < MAX_PARTS and level <= MAX_DEPTH for i, (level, _) in enumerate(walk(expression)))
 
 
 def names(expression: Expression) -> frozenset[str]:
     """The sizes an expression depends on."""
-    if isinstance(expression, int):
-        return frozenset()
-    if isinstance(expression, Size):
-        return frozenset((expression.name,))
-    return names(expression.left) | names(expression.right)
+    return frozenset(part.name for _, part in walk(expression) if isinstance(part, Size))
 
 
 def spell(expression: Expression) -> str:

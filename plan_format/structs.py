@@ -6,7 +6,7 @@ elements unless a name says bytes. Fields added later go last, with defaults.
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Literal
 
 import msgspec
 
@@ -20,15 +20,16 @@ FEATURES: frozenset[str] = frozenset({"token_history", "parameter_block"})
 
 Placement = Literal["device", "pinned_host", "cpu"]
 Access = Literal["read", "write", "read_write"]
+FieldType = Literal["int32", "uint32", "float32"]
 Space = Literal["buffer", "weight", "constant", "state", "parameters"]
-Attribute = Union[bool, int, float, str]
+Attribute = bool | int | float | str
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The base of every table entry: immutable, and unknown fields are an error that names them."""
 
 
-class Producer(Record):
+class Producer(Record, frozen=True):
     """Who made this plan from what: enough to tell two builds apart."""
 
     hjgc: str
@@ -38,14 +39,14 @@ class Producer(Record):
     options: dict[str, str]
 
 
-class TextFile(Record):
+class TextFile(Record, frozen=True):
     """A small file beside the weights that the runtime needs, checked by digest."""
 
     name: str
     sha256: str
 
 
-class Model(Record):
+class Model(Record, frozen=True):
     """What the plan serves. `context` counts tokens, prompt and answer together."""
 
     name: str
@@ -59,7 +60,7 @@ class Model(Record):
     generation: dict[str, float] = {}
 
 
-class DTypes(Record):
+class DTypes(Record, frozen=True):
     """Element types by role."""
 
     weights: DType
@@ -69,7 +70,7 @@ class DTypes(Record):
     logits: DType
 
 
-class WeightFile(Record):
+class WeightFile(Record, frozen=True):
     """A file of weights, named relative to the weights root, with the fingerprint that is checked at load.
 
     `head_sha256`: of the first min(bytes, 65536) bytes. `sample_sha256`: of 64 evenly spaced blocks of 4096 bytes.
@@ -82,7 +83,7 @@ class WeightFile(Record):
     sha256: str | None = None
 
 
-class Source(Record):
+class Source(Record, frozen=True):
     """Where a packed weight comes from: `length` bytes at `offset` of `files[file]`, row-major `shape` of `dtype`,
     then rows [slice_start, slice_stop) of it if given, then transposed if said."""
 
@@ -96,7 +97,7 @@ class Source(Record):
     transpose: bool = False
 
 
-class Weight(Record):
+class Weight(Record, frozen=True):
     """One packed weight: its sources stacked along axis 0, converted to `dtype`, in `layout`, at `placement`."""
 
     name: str
@@ -108,7 +109,7 @@ class Weight(Record):
     placement: Placement = "device"
 
 
-class Constant(Record):
+class Constant(Record, frozen=True):
     """A small tensor inside the plan: `length` bytes at `offset` of the constants section."""
 
     name: str
@@ -118,7 +119,7 @@ class Constant(Record):
     length: int
 
 
-class State(Record):
+class State(Record, frozen=True):
     """Memory that lives as long as the session, at a fixed address. `full_cache` and `ring_cache` hold
     [heads, rows, head size]; `token_history` the ids of prompt and answer; `sampled` the last token chosen;
     `logits` the last row of logits; `recurrent` is room for networks that carry a state."""
@@ -131,22 +132,22 @@ class State(Record):
     placement: Placement = "device"
 
 
-class ParameterField(Record):
+class ParameterField(Record, frozen=True):
     """One number of the device parameter block."""
 
     name: str
-    dtype: Literal["int32", "uint32", "float32"]
+    dtype: FieldType
     offset: int
 
 
-class ParameterBlock(Record):
+class ParameterBlock(Record, frozen=True):
     """The small block on the device that carries what changes from request to request."""
 
     bytes: int
     fields: tuple[ParameterField, ...]
 
 
-class Buffer(Record):
+class Buffer(Record, frozen=True):
     """An activation: `bytes` at `offset` of the arena, alive from launch `first` to launch `last` of its phase."""
 
     name: str
@@ -158,7 +159,7 @@ class Buffer(Record):
     last: int
 
 
-class Operand(Record):
+class Operand(Record, frozen=True):
     """One operand of a launch: its role as the op declares it, and where it lives."""
 
     role: str
@@ -167,39 +168,39 @@ class Operand(Record):
     access: Access
 
 
-class OperandArgument(Record, tag="operand"):
+class OperandArgument(Record, frozen=True, tag="operand"):
     """A kernel argument that is the address of `operands[index]` of the launch: a multiple of 256."""
 
     index: int
 
 
-class ParameterArgument(Record, tag="parameter"):
+class ParameterArgument(Record, frozen=True, tag="parameter"):
     """A kernel argument that is the address of a field of the parameter block: a multiple of 4. Whatever the op, the
     launch then reads the block, and so must be ordered after a launch that writes it."""
 
     name: str
 
 
-class ValueArgument(Record, tag="value"):
+class ValueArgument(Record, frozen=True, tag="value"):
     """A kernel argument that is an integer computed from key sizes."""
 
     value: Expression
 
 
-class AttributeArgument(Record, tag="attribute"):
+class AttributeArgument(Record, frozen=True, tag="attribute"):
     """A kernel argument that is an attribute of the launch."""
 
     name: str
 
 
-Argument = Union[OperandArgument, ParameterArgument, ValueArgument, AttributeArgument]
+Argument = OperandArgument | ParameterArgument | ValueArgument | AttributeArgument
 
 
-class ReferenceCall(Record, tag="reference"):
+class ReferenceCall(Record, frozen=True, tag="reference"):
     """Run the op's reference meaning (the `cpu` target)."""
 
 
-class TemplateCall(Record, tag="template"):
+class TemplateCall(Record, frozen=True, tag="template"):
     """Launch `variants[variant]` over `grid` (of key sizes), arguments in the variant's parameter order."""
 
     variant: int
@@ -207,7 +208,7 @@ class TemplateCall(Record, tag="template"):
     arguments: tuple[Argument, ...]
 
 
-class LibraryCall(Record, tag="library"):
+class LibraryCall(Record, frozen=True, tag="library"):
     """Call `routine` of `library` with a chosen algorithm and a workspace in the arena."""
 
     library: str
@@ -216,16 +217,16 @@ class LibraryCall(Record, tag="library"):
     workspace_bytes: int
 
 
-class HostCall(Record, tag="host"):
+class HostCall(Record, frozen=True, tag="host"):
     """Hand the operands to a callback that the caller registered under this name."""
 
     callback: str
 
 
-Kernel = Union[ReferenceCall, TemplateCall, LibraryCall, HostCall]
+Kernel = ReferenceCall | TemplateCall | LibraryCall | HostCall
 
 
-class Launch(Record):
+class Launch(Record, frozen=True):
     """One call of an op. `kernels` says how, by target. `device` and `rank` are room for several cards."""
 
     name: str
@@ -238,7 +239,7 @@ class Launch(Record):
     rank: int = 0
 
 
-class Edge(Record, array_like=True):
+class Edge(Record, frozen=True, array_like=True):
     """`after` may start once `before` has finished (`full`), or once it has triggered its dependents and `after`
     itself waits before it touches what `before` writes (`pdl`). On a target where either end is not a variant built for
     that, a `pdl` edge is a full one."""
@@ -248,31 +249,31 @@ class Edge(Record, array_like=True):
     kind: Literal["full", "pdl"] = "full"
 
 
-class CaptureKey(Record):
+class CaptureKey(Record, frozen=True):
     """A graph of the segment serves one value of each size named here; `buckets` are the values it is built for."""
 
     sizes: tuple[str, ...]
     buckets: tuple[int, ...]
 
 
-class StaticSegment(Record, tag="static"):
+class StaticSegment(Record, frozen=True, tag="static"):
     """Launches that replay as one graph."""
 
     launches: tuple[int, ...]
     key: CaptureKey
 
 
-class DynamicSegment(Record, tag="dynamic"):
+class DynamicSegment(Record, frozen=True, tag="dynamic"):
     """Launches that run one by one, and at least one reason why."""
 
     launches: tuple[int, ...]
     reasons: tuple[Reason, ...]
 
 
-Segment = Union[StaticSegment, DynamicSegment]
+Segment = StaticSegment | DynamicSegment
 
 
-class Schedule(Record):
+class Schedule(Record, frozen=True):
     """The segments of one way to run a phase: `default`, `logits_processor` (stops at the logits for the caller),
     or `prompt_only` (fills the cache for a chunk that is not the last)."""
 
@@ -280,7 +281,7 @@ class Schedule(Record):
     segments: tuple[Segment, ...]
 
 
-class Phase(Record):
+class Phase(Record, frozen=True):
     """One specialisation of the network: its launches in order, the edges between them, and how they are cut.
 
     `numerics` names the class of arithmetic: every path of one (phase, start, length) gives the same bits. `inputs` are
@@ -299,7 +300,7 @@ class Phase(Record):
     outputs: tuple[int, ...] = ()
 
 
-class Template(Record):
+class Template(Record, frozen=True):
     """A kernel template installed with hjgc: `digest` is the sha256 of its text with its helpers."""
 
     name: str
@@ -307,7 +308,7 @@ class Template(Record):
     axes: tuple[str, ...]
 
 
-class CodeReference(Record):
+class CodeReference(Record, frozen=True):
     """Device code: `length` bytes at `offset` of the cubin or ptx section, with their sha256."""
 
     section: Literal["cubin", "ptx"]
@@ -316,13 +317,13 @@ class CodeReference(Record):
     sha256: str
 
 
-class Variant(Record):
+class Variant(Record, frozen=True):
     """A template built for one target with fixed axes. `parameters` is the launch ABI in order; `scratch` are the
     compiler's own pointers, passed as null."""
 
     template: int
     target: str
-    axes: dict[str, Union[bool, int, str]]
+    axes: dict[str, bool | int | str]
     entry: str
     parameters: tuple[Literal["pointer", "int32", "int64", "float32", "scratch"], ...]
     threads: int
@@ -332,7 +333,7 @@ class Variant(Record):
     registers: int | None = None
 
 
-class Ledger(Record):
+class Ledger(Record, frozen=True):
     """What the plan costs, in bytes. `kv_per_token` over all layers; `states` includes the whole KV cache;
     `graph` is the estimate for one captured graph by `phase/schedule`."""
 
@@ -346,7 +347,7 @@ class Ledger(Record):
     total: int
 
 
-class Plan(Record):
+class Plan(Record, frozen=True):
     """The whole plan section."""
 
     format: str
@@ -374,19 +375,19 @@ class Plan(Record):
         raise KeyError(name)
 
 
-class LaunchDebug(Record):
+class LaunchDebug(Record, frozen=True):
     """What a launch came from: ONNX nodes, and which ONNX value each written role holds."""
 
     nodes: tuple[str, ...]
     values: dict[str, str] = {}
 
 
-class PhaseDebug(Record):
+class PhaseDebug(Record, frozen=True):
     phase: str
     launches: tuple[LaunchDebug, ...]
 
 
-class Note(Record):
+class Note(Record, frozen=True):
     """A rewrite that almost fired: where, and what stopped it."""
 
     rule: str
@@ -394,7 +395,7 @@ class Note(Record):
     why: str
 
 
-class DebugMap(Record):
+class DebugMap(Record, frozen=True):
     """The debug section; may be stripped."""
 
     phases: tuple[PhaseDebug, ...]
@@ -405,10 +406,12 @@ def parameter_block() -> ParameterBlock:
     """The block of format 0.1: 4-byte fields, little-endian, in this order, padded to 64 bytes.
 
     `start` tokens are in the cache, `length` rows are in this call; then the sampling parameters."""
-    integers = ("start", "length", "top_k")
-    floats = ("temperature", "top_p", "min_p", "repetition_penalty")
-    words = ("seed_low", "seed_high")
+    kinds: tuple[tuple[FieldType, tuple[str, ...]], ...] = (
+        ("int32", ("start", "length", "top_k")),
+        ("float32", ("temperature", "top_p", "min_p", "repetition_penalty")),
+        ("uint32", ("seed_low", "seed_high")),
+    )
     fields: list[ParameterField] = []
-    for names, dtype in ((integers, "int32"), (floats, "float32"), (words, "uint32")):
+    for dtype, names in kinds:
         fields += [ParameterField(name, dtype, 4 * (len(fields) + i)) for i, name in enumerate(names)]
     return ParameterBlock(64, tuple(fields))

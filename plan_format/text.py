@@ -8,6 +8,7 @@ from hjgc.plan_format.sizes import spell
 from hjgc.plan_format.structs import (
     DynamicSegment,
     Launch,
+    Operand,
     Phase,
     Plan,
     Schedule,
@@ -24,7 +25,10 @@ def render(plan: Plan) -> str:
 def _lines(plan: Plan) -> Iterator[str]:
     model, dtypes, ledger = plan.model, plan.dtypes, plan.ledger
     yield f"plan {plan.format} for {', '.join(plan.targets)}"
-    yield f"model {model.name}: {model.architecture}, {model.layers} layers, vocabulary {model.vocab_size}, context {model.context}"
+    yield (
+        f"model {model.name}: {model.architecture}, {model.layers} layers, vocabulary {model.vocab_size}, "
+        f"context {model.context}"
+    )
     yield f"dtypes weights={dtypes.weights} compute={dtypes.compute} cache={dtypes.cache} logits={dtypes.logits}"
     yield (
         f"ledger weights={ledger.weights} arena={ledger.arena} states={ledger.states} constants={ledger.constants} "
@@ -43,7 +47,8 @@ def phase_lines(plan: Plan, phase: Phase) -> Iterator[str]:
     yield f"phase {phase.name}: {ranges}"
     for buffer in phase.buffers:
         shape = ", ".join(spell(axis) for axis in buffer.shape)
-        yield f"  buffer {buffer.name}: {buffer.dtype} [{shape}] at {buffer.offset}+{buffer.bytes}, launches {buffer.first}..{buffer.last}"
+        place = f"at {buffer.offset}+{buffer.bytes}, launches {buffer.first}..{buffer.last}"
+        yield f"  buffer {buffer.name}: {buffer.dtype} [{shape}] {place}"
     for number, launch in enumerate(phase.launches):
         yield f"  {number} {launch_line(plan, phase, launch)}"
     for schedule in phase.schedules:
@@ -52,13 +57,15 @@ def phase_lines(plan: Plan, phase: Phase) -> Iterator[str]:
 
 def launch_line(plan: Plan, phase: Phase, launch: Launch) -> str:
     """`name = op(role=operand, ...) {attributes} kernels`, what is written marked with `>`."""
-    operands = ", ".join(
-        f"{'' if operand.access == 'read' else '>'}{operand.role}={operand_name(plan, phase, operand.space, operand.index)}"
-        for operand in launch.operands
-    )
+    operands = ", ".join(_operand(plan, phase, operand) for operand in launch.operands)
     attributes = " ".join(f"{name}={value}" for name, value in sorted(launch.attributes.items()))
     kernels = " ".join(_kernel(plan, target, kernel) for target, kernel in sorted(launch.kernels.items()))
     return f"{launch.name} = {launch.op}({operands}) {{{attributes}}} {kernels}"
+
+
+def _operand(plan: Plan, phase: Phase, operand: Operand) -> str:
+    mark = "" if operand.access == "read" else ">"
+    return f"{mark}{operand.role}={operand_name(plan, phase, operand.space, operand.index)}"
 
 
 def _kernel(plan: Plan, target: str, kernel: object) -> str:

@@ -40,7 +40,9 @@ def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
     del attributes
     if dims["A"] != dims["Q"] * dims["D"]:
         return f"expected output columns heads x head size, found {dims['A']}"
-    return None if dims["Q"] % dims["G"] == 0 else f"expected heads a multiple of kv heads, found {dims['Q']}, {dims['G']}"
+    return (
+        None if dims["Q"] % dims["G"] == 0 else f"expected heads a multiple of kv heads, found {dims['Q']}, {dims['G']}"
+    )
 
 
 OP = Op(

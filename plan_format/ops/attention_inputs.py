@@ -54,7 +54,9 @@ def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
         return f"expected weight rows (heads + 2 x kv heads) x head size, found {dims['N']}"
     if dims["D"] != 2 * dims["F"]:
         return f"expected head size twice the frequencies, found {dims['D']} and {dims['F']}"
-    return None if dims["Q"] % dims["G"] == 0 else f"expected heads a multiple of kv heads, found {dims['Q']}, {dims['G']}"
+    return (
+        None if dims["Q"] % dims["G"] == 0 else f"expected heads a multiple of kv heads, found {dims['Q']}, {dims['G']}"
+    )
 
 
 OP = Op(

@@ -1,16 +1,18 @@
 """What does an op declare, so that plans can be checked, costed and run without knowing which op it is?
 
 A role's shape is written in letters: `M H` has two axes. A letter stands for one size throughout a launch; an axis may
-also be a number. Letters are bound by the operands themselves, so a check is one walk over the operands.
+also be a number. Letters are bound by the operands themselves, so a check is one walk over the operands. Two letters
+mean the same in every op: `M`, the rows of this call, and `V`, the vocabulary. All but `M` are plain numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-from hjgc.plan_format.sizes import Expression
+from hjgc.plan_format.sizes import Expression, spell
 
 DTypeRole = Literal["compute", "weights", "cache", "logits", "float32", "int32", "parameters"]
 Dims = Mapping[str, int]
@@ -45,6 +47,15 @@ def update(name: str, axes: str, dtype: DTypeRole) -> Role:
     return Role(name, tuple(axes.split()), dtype, "read_write")
 
 
+STATES: Mapping[str, str] = {
+    "history": "token_history",
+    "key_cache": "full_cache",
+    "value_cache": "full_cache",
+    "logits": "logits",
+    "sampled": "sampled",
+}
+"""Roles that only a state of this kind can fill: kernels reach into it at places that the parameter block names."""
+
 PARAMETERS = Role("parameters", (), "parameters", "read")
 UPDATED_PARAMETERS = Role("parameters", (), "parameters", "read_write")
 
@@ -73,7 +84,11 @@ class Op:
 
     def role(self, name: str) -> Role | None:
         """The role of that name, or None."""
-        return next((role for role in self.roles if role.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Role]:
+        return {role.name: role for role in self.roles}
 
 
 def bind_axes(op: Op, shapes: Mapping[str, tuple[Expression, ...]]) -> dict[str, Expression]:
@@ -88,5 +103,5 @@ def bind_axes(op: Op, shapes: Mapping[str, tuple[Expression, ...]]) -> dict[str,
         for letter, size in zip(role.axes, shape, strict=True):
             known = int(letter) if letter.isdigit() else bound.setdefault(letter, size)
             if known != size:
-                raise ValueError(f"{role.name}: expected axis {letter} = {known}, found {size}")
+                raise ValueError(f"{role.name}: expected axis {letter} = {spell(known)}, found {spell(size)}")
     return bound

@@ -1,0 +1,60 @@
+"""Do templates and variants describe code that is in the plan, for the targets that the plan names?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from hjgc.plan_format.checker import MAX_NAME, Checker
+from hjgc.plan_format.structs import CodeReference, Plan, Template, Variant
+from hjgc.plan_format.verify_tables import check_digest
+
+SYMBOL = re.compile(r"\w{1,256}", re.ASCII)
+MAX_AXES = 64
+MAX_PARAMETERS = 128
+MAX_REGISTERS = 255
+MAX_SHARED_BYTES = 1 << 20
+THREADS = (32, 64, 128, 256, 512, 1024)
+FIRST_WITH_PDL = 90
+
+
+def check_variants(plan: Plan, section_lengths: Mapping[str, int], check: Checker) -> None:
+    check.unique_names((template.name for template in plan.templates), "$.templates")
+    for i, template in enumerate(plan.templates):
+        _check_template(template, f"$.templates[{i}]", check)
+    for i, variant in enumerate(plan.variants):
+        _check_variant(plan, variant, f"$.variants[{i}]", check)
+        _check_code(variant.code, section_lengths, f"$.variants[{i}].code", check)
+
+
+def _check_template(template: Template, where: str, check: Checker) -> None:
+    check_digest(template.digest, f"{where}.digest", check)
+    check.count(template.axes, MAX_AXES, f"{where}.axes")
+    check.unique_names(template.axes, f"{where}.axes")
+
+
+def _check_variant(plan: Plan, variant: Variant, where: str, check: Checker) -> None:
+    check.index(variant.template, plan.templates, f"{where}.template")
+    on_gpu = variant.target in plan.targets and variant.target != "cpu"
+    check.require(on_gpu, f"{where}.target", f"a GPU among {plan.targets}", variant.target)
+    axes = set(plan.templates[variant.template].axes)
+    check.require(set(variant.axes) == axes, f"{where}.axes", f"{sorted(axes)}", sorted(variant.axes))
+    for axis, value in variant.axes.items():
+        if isinstance(value, str):
+            check.text(value, f"{where}.axes.{axis}", MAX_NAME)
+    check.require(SYMBOL.fullmatch(variant.entry) is not None, f"{where}.entry", "a symbol", variant.entry)
+    check.require(variant.threads in THREADS, f"{where}.threads", f"one of {THREADS}", variant.threads)
+    shared = 0 <= variant.shared_bytes <= MAX_SHARED_BYTES
+    check.require(shared, f"{where}.shared_bytes", f"0 to {MAX_SHARED_BYTES}", variant.shared_bytes)
+    registers = variant.registers is None or 0 <= variant.registers <= MAX_REGISTERS
+    check.require(registers, f"{where}.registers", f"0 to {MAX_REGISTERS}", variant.registers)
+    check.count(variant.parameters, MAX_PARAMETERS, f"{where}.parameters")
+    waits = not variant.pdl or int(variant.target.removeprefix("sm_")) >= FIRST_WITH_PDL
+    check.require(waits, f"{where}.pdl", f"false before sm_{FIRST_WITH_PDL}", variant.target)
+
+
+def _check_code(code: CodeReference, section_lengths: Mapping[str, int], where: str, check: Checker) -> None:
+    section = section_lengths.get(code.section, 0)
+    fits = code.offset >= 0 and code.length > 0 and code.offset + code.length <= section
+    check.require(fits, where, f"a range inside the {code.section} section of {section}", (code.offset, code.length))
+    check_digest(code.sha256, f"{where}.sha256", check)

@@ -1,0 +1,144 @@
+"""Do weights, constants and states have the sizes that they claim, out of files that stay inside the weights root?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from hjgc.plan_format.checker import MAX_NAME, Checker
+from hjgc.plan_format.dtypes import ITEM_BYTES
+from hjgc.plan_format.structs import Plan, Source, State, Weight, WeightFile
+
+MAX_TABLE_BYTES = 1 << 40
+MAX_AXES = 8
+MAX_WIDENING = 8
+"""Packed weights may take this many times the bytes of the files: conversion to a wider type, and tied embeddings."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""What Windows takes for a device, whatever the folder."""
+STATE_AXES = {"full_cache": 3, "ring_cache": 3, "token_history": 1, "sampled": 1, "logits": 2}
+STATE_NAMES = {"token_history": "history", "sampled": "sampled", "logits": "logits"}
+"""Kinds of state that a plan has one of at most, under this name."""
+
+
+def check_files(plan: Plan, check: Checker) -> None:
+    check.unique_names((file.name for file in plan.files), "$.files")
+    for i, file in enumerate(plan.files):
+        _check_file(file, f"$.files[{i}]", check)
+
+
+def _check_file(file: WeightFile, where: str, check: Checker) -> None:
+    check_file_name(file.name, f"{where}.name", check)
+    check.require(0 < file.bytes < 1 << 50, f"{where}.bytes", "a file size", file.bytes)
+    check_digest(file.head_sha256, f"{where}.head_sha256", check)
+    check_digest(file.sample_sha256, f"{where}.sample_sha256", check)
+    if file.sha256 is not None:
+        check_digest(file.sha256, f"{where}.sha256", check)
+
+
+def check_file_name(name: str, where: str, check: Checker) -> None:
+    """A name that stays inside the weights root, and is no device, on any system."""
+    plain = name.isprintable() and len(name) <= MAX_NAME and not any(sign in name for sign in '\\:*?"<>|')
+    inside = plain and all(_is_plain_part(part) for part in name.split("/"))
+    check.require(inside, where, "a relative name inside the weights root", name)
+
+
+def _is_plain_part(part: str) -> bool:
+    return bool(part) and part == part.strip(" ") and not part.endswith(".") and RESERVED.fullmatch(part) is None
+
+
+def check_digest(digest: str, where: str, check: Checker) -> None:
+    check.require(DIGEST.fullmatch(digest) is not None, where, "64 hexadecimal digits", digest)
+
+
+def _bytes(shape: Sequence[int], dtype: str, where: str, check: Checker) -> int:
+    """What a shape takes, every axis at least 1 and the whole bounded."""
+    sane = len(shape) <= MAX_AXES and all(0 < axis < 1 << 32 for axis in shape)
+    check.require(sane, where, f"up to {MAX_AXES} axes, each 1 or more", shape)
+    size = math.prod(shape) * ITEM_BYTES[dtype]
+    check.require(size <= MAX_TABLE_BYTES, where, f"at most {MAX_TABLE_BYTES} bytes", size)
+    return size
+
+
+def check_weights(plan: Plan, check: Checker) -> None:
+    for i, weight in enumerate(plan.weights):
+        _check_weight(plan, weight, f"$.weights[{i}]", check)
+    limit = MAX_WIDENING * sum(file.bytes for file in plan.files)
+    total = sum(weight.bytes for weight in plan.weights)
+    check.require(total <= limit, "$.weights", f"at most {MAX_WIDENING} times the bytes of the files", total)
+
+
+def _check_weight(plan: Plan, weight: Weight, where: str, check: Checker) -> None:
+    size = _bytes(weight.shape, weight.dtype, f"{where}.shape", check)
+    check.require(len(weight.shape) in (1, 2), f"{where}.shape", "one or two axes", weight.shape)
+    check.require(weight.bytes == size, f"{where}.bytes", f"{size} for its shape", weight.bytes)
+    check_placement(weight.placement, where, check)
+    check.require(len(weight.sources) > 0, f"{where}.sources", "at least one", "none")
+    rows = 0
+    for i, source in enumerate(weight.sources):
+        shape = _source_shape(plan, source, f"{where}.sources[{i}]", check)
+        if shape[1:] != weight.shape[1:]:
+            check.fail(f"{where}.sources[{i}]", f"expected rows of {weight.shape[1:]}, found {shape[1:]}")
+        rows += shape[0]
+    check.require(rows == weight.shape[0], f"{where}.sources", f"{weight.shape[0]} rows in all", rows)
+
+
+def _source_shape(plan: Plan, source: Source, where: str, check: Checker) -> tuple[int, ...]:
+    """The shape that the source adds, sliced and transposed."""
+    check.index(source.file, plan.files, f"{where}.file")
+    size = _bytes(source.shape, source.dtype, f"{where}.shape", check)
+    check.require(len(source.shape) in (1, 2), f"{where}.shape", "one or two axes", source.shape)
+    check.require(source.length == size, f"{where}.length", f"{size} for its shape", source.length)
+    end = plan.files[source.file].bytes - source.length
+    check.require(0 <= source.offset <= end, f"{where}.offset", f"0 to {end}", source.offset)
+    start = 0 if source.slice_start is None else source.slice_start
+    stop = source.shape[0] if source.slice_stop is None else source.slice_stop
+    check.require(0 <= start < stop <= source.shape[0], f"{where}.slice_start", "a slice of its rows", (start, stop))
+    shape = (stop - start, *source.shape[1:])
+    check.require(not source.transpose or len(shape) == 2, f"{where}.transpose", "two axes", shape)
+    return shape[::-1] if source.transpose else shape
+
+
+def check_placement(placement: str, where: str, check: Checker) -> None:
+    """The format has room for more; this hjgc would put all of it on the device, and does not pretend otherwise."""
+    check.require(placement == "device", f"{where}.placement", "'device', all that this hjgc serves", placement)
+
+
+def check_table_names(plan: Plan, check: Checker) -> None:
+    """No two of what outlives a step share a name."""
+    seen: set[str] = set()
+    check.unique_names((weight.name for weight in plan.weights), "$.weights", seen)
+    check.unique_names((constant.name for constant in plan.constants), "$.constants", seen)
+    check.unique_names((state.name for state in plan.states), "$.states", seen)
+
+
+def check_constants(plan: Plan, section: int, check: Checker) -> None:
+    for i, constant in enumerate(plan.constants):
+        where = f"$.constants[{i}]"
+        size = _bytes(constant.shape, constant.dtype, f"{where}.shape", check)
+        check.require(constant.length == size, f"{where}.length", f"{size} for its shape", constant.length)
+        end = section - size
+        check.require(0 <= constant.offset <= end, f"{where}.offset", f"0 to {end}", constant.offset)
+
+
+def check_states(plan: Plan, check: Checker) -> None:
+    met: set[str] = set()
+    for i, state in enumerate(plan.states):
+        _check_state(plan, state, f"$.states[{i}]", check)
+        name = STATE_NAMES.get(state.kind)
+        if name is not None:
+            check.require(state.name == name, f"$.states[{i}].name", f"{name!r} for a {state.kind}", state.name)
+            check.require(state.kind not in met, f"$.states[{i}].kind", f"one {state.kind} at most", "another")
+            met.add(state.kind)
+
+
+def _check_state(plan: Plan, state: State, where: str, check: Checker) -> None:
+    size = _bytes(state.shape, state.dtype, f"{where}.shape", check)
+    check.require(state.bytes == size, f"{where}.bytes", f"{size} for its shape", state.bytes)
+    check_placement(state.placement, where, check)
+    axes = STATE_AXES.get(state.kind, len(state.shape))
+    check.require(len(state.shape) == axes, f"{where}.shape", f"{axes} axes", state.shape)
+    if state.kind in ("full_cache", "token_history"):
+        rows = state.shape[1] if state.kind == "full_cache" else state.shape[0]
+        check.require(rows > plan.model.context, f"{where}.shape", f"over {plan.model.context} rows", rows)
