@@ -31,6 +31,9 @@ def weights_within_reach(
         yield tensors
         return
     folder = output.parent / f"{output.stem}.weights"
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        problem = "expected a folder for the weights, or none yet, found a file or a symbolic link"
+        raise InputError(folder, problem, next_step="remove it, or give the output another name")
     placed: list[Path] = []
     try:
         targets = {

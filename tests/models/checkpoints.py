@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ TINY: dict[str, Any] = {
     "rope_theta": 10000.0,
     "hidden_act": "silu",
     "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -74,6 +77,25 @@ def write_checkpoint(
     return folder
 
 
+def write_sparse_checkpoint(folder: Path, *, dtype: str = "F16", **overrides: Any) -> Path:
+    """A checkpoint of any size (dtype F32, F16 or BF16) whose data is a hole in the file: it takes no disk, and a
+    program that stays small has not read it. For sizes and times only: its weights say nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = TINY | overrides
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, shape in tensor_shapes(config).items():
+        begin, end = end, end + math.prod(shape) * (4 if dtype == "F32" else 2)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + end)
+    return folder
+
+
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint with this config.json holds."""
     hidden, vocab = config["hidden_size"], config["vocab_size"]
@@ -99,8 +121,12 @@ def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj.weight": (ffn, hidden),
         "mlp.down_proj.weight": (hidden, ffn),
     }
-    if config["model_type"] == "qwen2":
+    if config["model_type"] == "qwen2" or config["attention_bias"]:
         shapes |= {f"self_attn.{x}_proj.bias": (size,) for x, size in (("q", q), ("k", kv), ("v", kv))}
+    if config["attention_bias"]:
+        shapes["self_attn.o_proj.bias"] = (hidden,)
+    if config["mlp_bias"]:
+        shapes |= {f"mlp.{x}_proj.bias": (size,) for x, size in (("gate", ffn), ("up", ffn), ("down", hidden))}
     if config["model_type"] == "qwen3":
         shapes |= {f"self_attn.{x}_norm.weight": (head,) for x in "qk"}
     return shapes
