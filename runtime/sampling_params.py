@@ -61,8 +61,10 @@ class SamplingParams:
 
 
 def from_generation(defaults: Mapping[str, float]) -> SamplingParams:
-    """The parameters that a plan's model asks for; what it does not say is as in `SamplingParams()`. Raises
-    InputError."""
+    """The parameters that a plan's model asks for, the rest as in `SamplingParams()`; greedy if it asks for nothing.
+    Raises InputError."""
+    if not defaults:
+        return SamplingParams(temperature=0.0)
     known: dict[str, Any] = {name: defaults[name] for name in CHOICE if name in defaults}
     if float(known.get("top_k", 0.5)).is_integer():
         known["top_k"] = int(known["top_k"])  # a plan writes all its defaults as floats

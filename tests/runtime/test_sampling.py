@@ -108,7 +108,10 @@ def test_without_a_seed_each_request_draws_its_own() -> None:
 def test_a_models_own_defaults_become_parameters_and_the_rest_is_as_usual() -> None:
     params = from_generation({"temperature": 0.6, "top_k": 50.0, "top_p": 0.9, "max_length": 20.0})
     assert params == SamplingParams(temperature=0.6, top_k=50, top_p=0.9)
-    assert from_generation({}) == SamplingParams()
+
+
+def test_a_model_without_defaults_is_greedy() -> None:
+    assert from_generation({}) == SamplingParams(temperature=0.0)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", -1.0), ("top_k", 2.5), ("top_p", 7.0)])
