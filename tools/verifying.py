@@ -100,23 +100,21 @@ def compare(
 
 def _run(file: PlanFile, backend: Backend, judge: Judge, prompt: list[int], decode: int, tolerance: float) -> Run:
     judge.reset()
-    steps: list[Step] = []
-    results: list[StepResult] = []
-    for step in prompt_steps(file, prompt):
-        steps.append(step)
-        expected = judge.step(step.ids)
+    steps = list(prompt_steps(file, prompt))
+    for step in steps[:-1]:
+        judge.step(step.ids)
         run_step(file, backend, step)
-    results.append(_result(steps[-1], backend, expected))  # pyright: ignore[reportPossiblyUnbound]
+    results = [_on_both(file, backend, judge, steps[-1])]
     while results[-1].equal(tolerance) and len(results) <= min(decode, file.plan.model.context - len(prompt)):
         step = Step("decode", "default", (results[-1].judge_token,), judge.length)
         steps.append(step)
-        expected = judge.step(step.ids)
-        run_step(file, backend, step)
-        results.append(_result(step, backend, expected))
+        results.append(_on_both(file, backend, judge, step))
     return Run(len(prompt), tuple(steps), tuple(results))
 
 
-def _result(step: Step, backend: Backend, expected: NDArray[np.float32]) -> StepResult:
+def _on_both(file: PlanFile, backend: Backend, judge: Judge, step: Step) -> StepResult:
+    expected = judge.step(step.ids)
+    run_step(file, backend, step)
     found = backend.read_logits()
     token, best = int(found.argmax()), int(expected.argmax())
     return StepResult(step, largest_error(found, expected), token, best, float(expected[best] - expected[token]))

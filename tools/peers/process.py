@@ -1,0 +1,91 @@
+"""What runs in a peer's own process? It reads a line of JSON, does what it says, and answers with a line of JSON.
+
+The first line is the peer's specification, each further one a verb. The end of standard input ends the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+from hjgc.tools.peers.peer import Peer
+
+
+def main() -> None:
+    """Standard output is kept for answers: what a library prints goes to standard error."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        serve(sys.stdin, answers)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Until the requests end or one of them fails."""
+    peer: Peer | None = None
+    try:
+        for line in requests:
+            request = json.loads(line)
+            if peer is None:
+                peer = make_peer(request)
+                reply: dict[str, Any] = {"startup": peer.startup.seconds, "versions": peer.versions}
+            else:
+                reply = VERBS[request.pop("verb")](peer, **request)
+            _send(answers, reply)
+    except Exception as error:  # told in one line, on the other side
+        from hjgc.tools.cli import explain
+
+        message, code = explain(error)
+        _send(answers, {"error": message, "code": code})
+    finally:
+        if peer is not None:
+            peer.close()
+
+
+def make_peer(spec: Mapping[str, Any]) -> Peer:
+    """`spec` names the kind; the rest are its arguments. Each brings its own libraries, hence the late imports."""
+    arguments = {name: value for name, value in spec.items() if name != "kind"}
+    match spec["kind"]:
+        case "plan":
+            from hjgc.tools.peers.plan import PlanPeer
+
+            return PlanPeer(**arguments)
+        case "eager":
+            from hjgc.tools.peers.eager import EagerPeer
+
+            return EagerPeer(**arguments)
+        case "ort":
+            from hjgc.tools.peers.ort import OrtPeer
+
+            return OrtPeer(**arguments)
+        case kind:
+            raise ValueError(f"expected a peer of kind plan, eager or ort, found {kind!r}")
+
+
+def _answer(peer: Peer, *, ids: list[int], tokens: int) -> dict[str, Any]:
+    return dataclasses.asdict(peer.answer(ids, tokens))
+
+
+def _settle(peer: Peer, *, timeout: float) -> dict[str, Any]:
+    return {"settled": peer.settle(timeout)}
+
+
+def _details(peer: Peer) -> dict[str, Any]:
+    return peer.details()
+
+
+VERBS: dict[str, Callable[..., dict[str, Any]]] = {"answer": _answer, "settle": _settle, "details": _details}
+
+
+def _send(answers: IO[str], reply: dict[str, Any]) -> None:
+    answers.write(json.dumps(reply) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
