@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class Requirement:
 
     def installed(self) -> str | None:
         """The installed version, without importing it."""
+        from importlib import metadata  # slow to import, and `hjgc --help` asks for no version
+
         try:
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:

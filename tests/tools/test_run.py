@@ -109,6 +109,19 @@ def test_options_go_over_the_defaults_of_the_model(hjgc: CommandLine, fake: type
     assert made.params == SamplingParams(temperature=0.7, top_k=40, top_p=0.5, seed=3, max_tokens=9, stop=("END", "."))
 
 
+def test_an_interruption_closes_the_session(
+    hjgc: CommandLine, fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: FakeLLM) -> Iterator[Piece]:
+        yield Piece("Once", (5,))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeLLM, "__iter__", interrupted)
+    ran = hjgc("run", "plan.hjg", "--prompt", "It was")
+    assert (ran.code, ran.out, ran.err) == (130, "Once", "load\ninterrupted\n")
+    assert fake.made.closed
+
+
 def test_zero_is_an_option_like_any_other(hjgc: CommandLine, fake: type[FakeLLM]) -> None:
     hjgc("run", "plan.hjg", "--prompt", "a", "--temperature", "0", "--top-k", "0")
     assert (fake.made.params.temperature, fake.made.params.top_k) == (0.0, 0)
