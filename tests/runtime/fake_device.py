@@ -156,8 +156,17 @@ class FakeDevice:
         """All that outlives a step."""
         return b"".join(part.tobytes() for part in (*self._states, self._parameters))
 
+    def kind(self, kind: str) -> int:
+        """The number of the state of this kind."""
+        return next(i for i, state in enumerate(self.plan.states) if state.kind == kind)
+
+    def arena_bytes_of(self, ref: MemoryRef) -> range:
+        """The bytes of the arena that a buffer takes."""
+        buffer = self.plan.phase(ref.phase).buffers[ref.index]
+        return range(buffer.offset, buffer.offset + buffer.bytes)
+
     def _state(self, kind: str) -> Bytes:
-        return next(self._states[i] for i, state in enumerate(self.plan.states) if state.kind == kind)
+        return self._states[self.kind(kind)]
 
     def _parameter(self, name: str) -> int:
         field = self._fields[name]

@@ -6,12 +6,15 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 
+import msgspec
 import pytest
-from tests.plans import CONTEXT, small_plan
+from tests.plans import check, small_plan
 from tests.runtime.fake_device import FakeDevice, FakeGraph
 from tests.runtime.serving import PATIENCE, Arrivals, answer, captured, entry, others, result, serving, when_built
 
-from hjgc.runtime import MemoryRef, Session, worker
+from hjgc.plan_format.ledger import graph_costs
+from hjgc.plan_format.structs import Plan, Schedule, StaticSegment
+from hjgc.runtime import LogitsProcessor, MemoryRef, Session, worker
 from hjgc.runtime.gate import POISON
 
 STATIC = [launch.name for launch in small_plan().phase("decode").launches if launch.name != "caller"]
@@ -127,18 +130,24 @@ def test_a_worker_that_crashes_in_a_check_gives_the_device_back() -> None:
         device.release = release  # type: ignore[method-assign]
 
 
+def leave(ids: object, row: object) -> None:
+    """A logits processor that changes nothing."""
+
+
+@pytest.mark.parametrize("process", [None, leave])
 @pytest.mark.parametrize("corrupt", [set[str](), {"1.down"}])
-def test_a_check_puts_all_memory_back(corrupt: set[str]) -> None:
+def test_a_check_puts_all_memory_back(corrupt: set[str], process: LogitsProcessor | None) -> None:
     with serving() as (session, device):
         device.corrupt = corrupt
         device.build_may_finish.clear()
-        answer(session)
+        answer(session, process=process)
         before = device.memory()
         device.build_may_finish.set()
         captured(session)
         assert device.memory() == before
+        schedule = "default" if process is None else "logits_processor"
         state = "QUARANTINED" if corrupt else "PROMOTED"
-        assert {entry(session)["state"], entry(session, "prefill", 4)["state"]} == {state}
+        assert {entry(session, *place, schedule)["state"] for place in (("decode", 1), ("prefill", 4))} == {state}
 
 
 def test_a_check_is_made_at_two_starts_and_the_longest_and_shortest_length() -> None:
@@ -168,10 +177,11 @@ def test_a_graph_that_is_right_at_one_place_only_is_found_out(phase: str, key: i
 
 
 def test_a_check_at_the_end_of_the_context_stays_inside_it() -> None:
-    with serving() as (session, _):
-        answer(session, CONTEXT - 1, tokens=2)
+    with serving(small_plan(context=16)) as (session, _):
+        answer(session, 15, tokens=2)
         captured(session)
         assert entry(session)["state"] == "PROMOTED"
+        assert entry(session, "prefill", 16)["state"] == "PROMOTED"
 
 
 def test_what_a_segment_takes_from_earlier_ones_is_not_overwritten_by_the_pattern() -> None:
@@ -184,17 +194,64 @@ def test_what_a_segment_takes_from_earlier_ones_is_not_overwritten_by_the_patter
             restore(saved, start, tokens)  # type: ignore[arg-type]
 
         device.restore = note  # type: ignore[method-assign,assignment]
-        answer(session, tokens=1, process=lambda ids, row: None)
+        answer(session, tokens=1, process=leave)
         captured(session)
         names = {"buffer" if ref.space == "buffer" else device.plan.states[ref.index].name for ref in filled}
         assert names == {"buffer", "0.key_cache", "0.value_cache", "1.key_cache", "1.value_cache", "logits", "sampled"}
         assert entry(session, "prefill", 4, "logits_processor", 2)["state"] == "PROMOTED"
 
 
+def cut_plan(at: int) -> Plan:
+    """The small plan, its decode phase cut in two before the launch `at`."""
+    plan = small_plan()
+    decode = plan.phase("decode")
+    (whole,) = decode.schedules[0].segments
+    assert isinstance(whole, StaticSegment)
+    parts = (StaticSegment(whole.launches[:at], whole.key), StaticSegment(whole.launches[at:], whole.key))
+    cut = msgspec.structs.replace(decode, schedules=(Schedule("default", parts), *decode.schedules[1:]))
+    plan = msgspec.structs.replace(plan, phases=(plan.phase("prefill"), cut))
+    plan = msgspec.structs.replace(plan, ledger=msgspec.structs.replace(plan.ledger, graph=graph_costs(plan.phases)))
+    check(plan)
+    return plan
+
+
+def test_segments_that_hand_buffers_on_are_checked_with_what_the_earlier_one_left() -> None:
+    with serving(cut_plan(5)) as (session, device):
+        filled: set[int] = set()
+        restore = device.restore
+
+        def note(saved: Mapping[MemoryRef, object], start: int, tokens: int) -> None:
+            refs = [ref for ref, contents in saved.items() if (contents == POISON).all()]  # type: ignore[attr-defined]
+            if MemoryRef("state", device.kind("logits")) in refs:  # before the second part, or all of prefill
+                buffers = [ref for ref in refs if ref.phase == "decode"]
+                filled.update(byte for ref in buffers for byte in device.arena_bytes_of(ref))
+            restore(saved, start, tokens)  # type: ignore[arg-type]
+
+        device.restore = note  # type: ignore[method-assign,assignment]
+        expected = answer(session)
+        captured(session)
+        assert [entry(session, segment=number)["state"] for number in (0, 1)] == ["PROMOTED", "PROMOTED"]
+        buffers = device.plan.phase("decode").buffers
+        handed_on = [MemoryRef("buffer", i, "decode") for i, b in enumerate(buffers) if b.first < 5 <= b.last]
+        assert filled
+        assert all(filled.isdisjoint(device.arena_bytes_of(ref)) for ref in handed_on)
+        assert answer(session) == expected
+
+
+def test_a_wrong_byte_that_only_a_later_segment_reads_is_found_out() -> None:
+    with serving(cut_plan(2)) as (session, device):
+        device.corrupt = {"embed"}
+        device.corrupt_when = lambda graph, tokens: graph.phase == "decode"
+        answer(session)
+        captured(session)
+        assert entry(session, segment=0)["quarantine"]["name"] == "embed"
+        assert entry(session, segment=1)["state"] == "PROMOTED"
+
+
 def test_a_later_segment_is_checked_behind_a_plain_run_of_the_earlier_ones() -> None:
     with serving() as (session, device):
         device.corrupt = {"sample"}
-        answer(session, tokens=1, process=lambda ids, row: None)
+        answer(session, tokens=1, process=leave)
         captured(session)
         assert entry(session, "prefill", 4, "logits_processor", 0)["state"] == "PROMOTED"
         last = entry(session, "prefill", 4, "logits_processor", 2)

@@ -193,7 +193,7 @@ def test_a_plan_for_another_target_is_refused() -> None:
 
 
 def test_cancelling_stops_a_prompt_between_two_launches() -> None:
-    with serving() as (session, device):
+    with serving(capture=False) as (session, device):
         expected = answer(session)
         device.log.clear()
         with session.request() as request:
