@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -52,14 +53,15 @@ def choose_dtypes(model: ir.Model, options: Options) -> DTypes:
 
 
 def _checkpoint_dtype(model: ir.Model) -> DType:
-    largest = max(model.graph.initializers.values(), key=lambda value: value.const_value.nbytes if value.const_value else 0)
-    return DTYPES.get(largest.dtype, "float32") if largest.dtype is not None else "float32"
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    largest = max((tensor for tensor in tensors if tensor is not None), key=lambda tensor: tensor.nbytes)
+    return DTYPES.get(largest.dtype, "float32")
 
 
 def choose_context(model: ir.Model, options: Options) -> int:
     """The user's, or the model's own up to 4096. Raises InputError for more than the model was made for."""
     declared = model.metadata_props.get("hjgc.context")
-    own = int(declared) if declared and declared.isdigit() else None
+    own = int(declared) if declared and re.fullmatch(r"[1-9]\d{0,8}", declared, re.ASCII) else None
     if options.context is None:
         context = min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         return max(context, 2)
@@ -80,7 +82,12 @@ def choose_buckets(low: int, high: int) -> tuple[int, ...]:
     return (*kept, high)
 
 
-def _phases(options: Options, context: int) -> tuple[tuple[str, Expression, tuple[SizeDeclaration, ...], tuple[int, ...]], ...]:
+_PhaseShape = tuple[str, Expression, tuple[SizeDeclaration, ...], tuple[int, ...]]
+"""Name, rows, sizes, buckets."""
+
+
+def _phases(options: Options, context: int) -> tuple[_PhaseShape, ...]:
+    """A prompt of 1 to `high` tokens at a time, of which graphs serve `low` and more; then one token at a time."""
     low, high = options.prompt
     high = min(high, context)
     low = min(low, high)
@@ -143,7 +150,7 @@ class _Builder:
 
     def _visit_AttentionInputs(self, node: ir.Node) -> None:
         self.layer += 1
-        heads, kv_heads, size = (node.attributes.get_int(name, 0) for name in ("heads", "kv_heads", "head_dim"))
+        heads, size = node.attributes.get_int("heads", 0), node.attributes.get_int("head_dim", 0)
         flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]
         operands = {
             "x": self._get(node, 0),
@@ -156,16 +163,17 @@ class _Builder:
             operands["query_norm"] = self.tables.weight([_input(node, 8)])
             operands["key_norm"] = self.tables.weight([_input(node, 9)])
         operands |= {"cos": self._get(node, 10), "sin": self._get(node, 11), "parameters": PARAMETERS}
-        caches = {
-            role: self.state(
-                f"cache.{self.layer}.{role.split('_')[0]}", "full_cache", self.dtypes.cache,
-                (kv_heads, self.context + SPARE_ROWS, size),
-            )
-            for role in ("key_cache", "value_cache")
-        }  # fmt: skip
         attributes = {name: float(node.attributes[name].as_float()) for name in ("epsilon", "head_norm_epsilon")}
-        query = {"query": (node.outputs[0], (heads, self.rows, size))}
+        query = {"query": (node.outputs[0], (self.rows, heads, size))}
+        caches = self._caches(node.attributes.get_int("kv_heads", 0), size)
         self._step(node, self._layer_name("attention_inputs"), "attention_inputs", operands, query, attributes, caches)
+
+    def _caches(self, kv_heads: int, size: int) -> dict[str, Tensor]:
+        shape = (kv_heads, self.context + SPARE_ROWS, size)
+        roles = {role: f"cache.{self.layer}.{role}" for role in ("key", "value")}
+        return {
+            f"{role}_cache": self.state(name, "full_cache", self.dtypes.cache, shape) for role, name in roles.items()
+        }
 
     def _visit_Attention(self, node: ir.Node) -> None:
         query = self._get(node, 0)
@@ -175,7 +183,7 @@ class _Builder:
             "value_cache": self.state_tensor(f"cache.{self.layer}.value"),
             "parameters": PARAMETERS,
         }
-        columns = int(query.shape[0]) * int(query.shape[2])  # type: ignore[arg-type]
+        columns = int(query.shape[1]) * int(query.shape[2])  # type: ignore[arg-type]
         attributes = {"scale": float(node.attributes["scale"].as_float())}
         outputs = {"y": (node.outputs[0], (self.rows, columns))}
         self._step(node, self._layer_name("attention"), "attention", operands, outputs, attributes)
@@ -213,17 +221,17 @@ class _Builder:
         if len(node.inputs) > 3 and node.inputs[3] is not None:
             operands["bias"] = self.tables.weight([_input(node, 3)])
         if weight.shape[0] != self.vocab_size:
-            raise CompileError(
-                self.path, f"expected {self.vocab_size} rows as in the embedding, found {weight.shape[0]}",
-                field=f"initializer {_input(node, 2).name}",
-            )  # fmt: skip
+            problem = f"expected {self.vocab_size} rows as in the embedding, found {weight.shape[0]}"
+            field = f"initializer {_input(node, 2).name}"
+            raise CompileError(self.path, problem, field=field, next_step="take the head that belongs to the embedding")
         logits = {"logits": self.state("logits", "logits", "float32", (1, self.vocab_size))}
         attributes = {"epsilon": float(node.attributes["epsilon"].as_float())}
         self._step(node, "vocabulary_logits", "vocabulary_logits", operands, {}, attributes, logits)
 
     def _finish(self) -> None:
         """The caller's logits processor and the sampler, which no ONNX graph has."""
-        common = {"history": self.state_tensor("history"), "parameters": PARAMETERS, "logits": self.state_tensor("logits")}
+        history, logits = self.state_tensor("history"), self.state_tensor("logits")
+        common = {"history": history, "parameters": PARAMETERS, "logits": logits}
         self.steps.append(Step("caller_logits", "caller_logits", common))
         sampled = self.state("sampled", "sampled", "int32", (1,))
         self.steps.append(Step("sample", "sample", {**common, "sampled": sampled}))

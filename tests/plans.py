@@ -169,10 +169,9 @@ class _PhaseBuilder:
         self.launches: list[Launch] = []
         self.shapes: list[tuple[str, DType, tuple[Expression, ...]]] = []
 
-    def buffer(self, name: str, *columns: int, first: int | None = None) -> Place:
-        """A new float32 buffer [rows, columns], or [first, rows, columns]."""
-        shape = (self.rows, *columns) if first is None else (first, self.rows, *columns)
-        self.shapes.append((name, "float32", shape))
+    def buffer(self, name: str, *columns: int) -> Place:
+        """A new float32 buffer [rows, columns, ...]."""
+        self.shapes.append((name, "float32", (self.rows, *columns)))
         return "buffer", len(self.shapes) - 1
 
     def launch(
@@ -241,7 +240,7 @@ class _PhaseBuilder:
             name.partition(".")[2]: place for name, place in self.weights.items() if name.startswith(f"{layer}.")
         }
         caches = {role: self.states[f"{layer}.{role}"] for role in ("key_cache", "value_cache")}
-        query = self.buffer(f"{layer}.query", HEAD_SIZE, first=HEADS)
+        query = self.buffer(f"{layer}.query", HEADS, HEAD_SIZE)
         attended = self.buffer(f"{layer}.attended", HEADS * HEAD_SIZE)
         middle, gated = self.buffer(f"{layer}.x", HIDDEN), self.buffer(f"{layer}.gated", INNER)
         out = self.buffer(f"{layer}.y", HIDDEN)

@@ -9,31 +9,30 @@ from hjgc.plan_format.ops.declaration import PARAMETERS, Dims, Op, read, write
 
 
 def attend(query: Any, key: Any, value: Any, start: int, scale: float) -> Any:
-    """query [Q, M, D] over key and value [G, L, D], L = start + M: [Q, M, D]. Row i sees the first start + i + 1."""
+    """query [M, Q, D] over key and value [G, L, D], L = start + M: [M, Q, D]. Row i sees the first start + i + 1."""
     import torch
     import torch.nn.functional as F
 
-    heads, rows, size = query.shape
+    rows, heads, size = query.shape
     groups = heads // key.shape[0]
     if rows == 1:
         stacked = query.reshape(1, key.shape[0], groups, size)
-        return F.scaled_dot_product_attention(stacked, key[None], value[None], scale=scale).view(heads, 1, size)
+        return F.scaled_dot_product_attention(stacked, key[None], value[None], scale=scale).view(1, heads, size)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
     mask = None
     if start:
         mask = torch.ones(rows, start + rows, dtype=torch.bool).tril(start)
     return F.scaled_dot_product_attention(
-        query[None], key[None], value[None], attn_mask=mask, is_causal=mask is None, scale=scale
-    )[0]
+        query.transpose(0, 1)[None], key[None], value[None], attn_mask=mask, is_causal=mask is None, scale=scale
+    )[0].transpose(0, 1)
 
 
 def reference(query: Any, key_cache: Any, value_cache: Any, parameters: Any, y: Any, *, scale: float) -> None:
-    heads, rows, size = query.shape
-    start = parameters.start
+    rows, start = query.shape[0], parameters.start
     key, value = key_cache[:, : start + rows], value_cache[:, : start + rows]
     result = attend(query, key.to(query.dtype), value.to(query.dtype), start, scale)
-    y.view(rows, heads, size).copy_(result.transpose(0, 1))
+    y.view(query.shape).copy_(result)
 
 
 def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
@@ -49,7 +48,7 @@ OP = Op(
     name="attention",
     summary="y = softmax(scale * query @ key.T, causal) @ value",
     roles=(
-        read("query", "Q M D"),
+        read("query", "M Q D"),
         read("key_cache", "G C D", "cache"),
         read("value_cache", "G C D", "cache"),
         PARAMETERS,

@@ -37,13 +37,13 @@ def reference(
     epsilon: float,
     head_norm_epsilon: float,
 ) -> None:
-    heads, (kv_heads, _, size) = query.shape[0], key_cache.shape
+    heads, (kv_heads, _, size) = query.shape[1], key_cache.shape
     rows, start = x.shape[0], parameters.start
     qkv = multiply(normalise(x, norm_weight, epsilon), weight, bias).view(rows, heads + 2 * kv_heads, size)
     q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
     if query_norm is not None:
         q, k = normalise(q, query_norm, head_norm_epsilon), normalise(k, key_norm, head_norm_epsilon)
-    query.copy_(rotate(q, cos, sin).transpose(0, 1))
+    query.copy_(rotate(q, cos, sin))
     key_cache[:, start : start + rows] = rotate(k, cos, sin).transpose(0, 1)
     value_cache[:, start : start + rows] = v.transpose(0, 1)
 
@@ -72,7 +72,7 @@ OP = Op(
         read("cos", "M F", "float32"),
         read("sin", "M F", "float32"),
         PARAMETERS,
-        write("query", "Q M D"),
+        write("query", "M Q D"),
         update("key_cache", "G C D", "cache"),
         update("value_cache", "G C D", "cache"),
     ),
