@@ -86,9 +86,9 @@ class LLM:
     ) -> Completion | Stream:
         """The answer to a prompt of text, or of token ids taken as they are: whole, or as a stream of its pieces.
 
-        Without `params` the model's own defaults hold (`self.defaults`), greedy if it has none. `deadline` is in seconds from now, waiting for
-        other requests included: the answer then ends with what it has. Raises RunError for a prompt that cannot be
-        served."""
+        Without `params` the model's own defaults hold (`self.defaults`), greedy if it has none. `deadline` is in
+        seconds from now, waiting for other requests included: the answer then ends with what it has. Raises RunError
+        for a prompt that cannot be served."""
         started = time.perf_counter()
         pieces = Stream(self._answer(self._ids(prompt), params or self.defaults, deadline, started))
         if stream:
