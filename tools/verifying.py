@@ -121,10 +121,10 @@ def _on_both(file: PlanFile, backend: Backend, judge: Judge, step: Step) -> Step
 
 
 def largest_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest absolute difference; infinite where one of them is not a number and the other is not the same."""
+    """The largest absolute difference; infinite where one of them is not a number."""
     with np.errstate(invalid="ignore"):
         errors = np.where(found == expected, 0.0, np.abs(found.astype(np.float64) - expected.astype(np.float64)))
-    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0.0))
+    return float(np.where(np.isnan(errors), np.inf, errors).max(initial=0.0))
 
 
 def prompt_steps(file: PlanFile, prompt: Sequence[int]) -> Iterator[Step]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hjgc.plan_format.structs import Plan
 
 PEERS = ("eager", "ort")
+THREADING = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_")
+"""What decides how the libraries' threads wait for each other; --threads sets their numbers over these."""
 
 
 def lengths(words: str) -> tuple[int, ...]:
@@ -97,9 +99,9 @@ def command(
 
     with plan_format.load(plan) as file:
         loaded = file.plan
-    _check_lengths(loaded, lengths, decode)
     threads = threads or min(2, os.cpu_count() or 1)
     specs = _specs(plan, mode, weights, device) | _peer_specs(loaded, peers, hf, onnx, threads)
+    _check_lengths(loaded, lengths, decode)
     settings = Settings(lengths, decode, repeat, threads, seed, loaded.model.vocab_size)
     with console.stages() as tell:
         measured = bench(specs, settings, tell)
@@ -175,6 +177,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory().total,
         "system": platform.platform(),
         "python": platform.python_version(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(THREADING)},
     }
 
 
