@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 from hjgc.compiler.program import Program, Step
 from hjgc.plan_format import sizes
@@ -27,7 +26,7 @@ class Dynamic:
     chain: tuple[str, ...]
 
 
-Verdict = Union[Static, Dynamic]
+Verdict = Static | Dynamic
 
 
 def classify(program: Program) -> tuple[Verdict, ...]:
@@ -65,6 +64,7 @@ def describe(program: Program, verdicts: tuple[Verdict, ...]) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     if isinstance(verdict, Static):
-        key, device = ", ".join(verdict.key) or "nothing", ", ".join(verdict.device) or "nothing"
-        return f"static, keyed by {key}, reads {device} on the device"
+        graphs = f"a graph for each {' and '.join(verdict.key)}" if verdict.key else "one graph"
+        reads = f", reads {' and '.join(verdict.device)} on the device" if verdict.device else ""
+        return f"static, {graphs}{reads}"
     return f"dynamic, {verdict.code}: {' <- '.join(verdict.chain)}"

@@ -75,7 +75,8 @@ def emit(
 def _phase(compiled: CompiledPhase, targets: tuple[str, ...]) -> Phase:
     program = compiled.program
     index = {buffer.name: i for i, buffer in enumerate(compiled.memory.buffers)}
-    launches = tuple(_launch(step, kernels, index) for step, kernels in zip(program.steps, compiled.kernels, strict=True))
+    chosen = zip(program.steps, compiled.kernels, strict=True)
+    launches = tuple(_launch(step, kernels, index) for step, kernels in chosen)
     orders = [[i for segment in schedule.segments for i in segment.launches] for schedule in compiled.schedules]
     return Phase(
         name=program.phase,

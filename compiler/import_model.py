@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
+from onnx_ir.external_data import set_base_dir
 
-from hjgc.plan_format.errors import CompileError, InputError
+from hjgc.compiler.check_onnx import check_external_data, check_proto, check_tensors
+from hjgc.plan_format.errors import InputError
+
+__all__ = ["ImportedModel", "check_external_data", "import_folder", "import_onnx"]
 
 MAX_MODEL_BYTES = 2 << 30
 
@@ -26,17 +32,30 @@ class ImportedModel:
 def import_onnx(path: Path) -> ImportedModel:
     """Load the graph of an ONNX file and check that every external weight is where the file says.
 
-    Raises InputError for a file that is missing, not ONNX or cut short, or whose weights are missing or short."""
+    Raises InputError for a file that is missing, not ONNX or cut short; CompileError for a graph that ONNX does not
+    allow, and for weights that are missing, short or outside the model's folder."""
     data = _read(path)
     try:
-        model = ir.load(path)
+        proto = onnx.ModelProto.FromString(data)
     except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(path, f"expected an ONNX model, found bytes that do not parse ({text})") from None
-    if len(model.graph) == 0:
-        raise InputError(path, "expected an ONNX model with nodes, found an empty graph")
-    check_external_data(model, path)
+        raise _not_onnx(path, data, error) from None
+    check_proto(proto, path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise _not_onnx(path, data, error) from None
+    set_base_dir(model.graph, path.parent)
+    check_tensors(model, path, len(data))
     return ImportedModel(model, path.parent, path.stem, hashlib.sha256(data).hexdigest())
+
+
+def _not_onnx(path: Path, data: bytes, error: Exception) -> InputError:
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return InputError(
+        path,
+        f"expected an ONNX model, found bytes that do not parse, from {data[:8]!r} on ({words})",
+        next_step="it may be cut short: copy or export it again",
+    )
 
 
 def import_folder(folder: Path) -> ImportedModel:
@@ -52,39 +71,19 @@ def import_folder(folder: Path) -> ImportedModel:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise InputError(path, f"expected at most {MAX_MODEL_BYTES} bytes, found {path.stat().st_size}")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(path, "expected an ONNX file or a model folder, found what is no regular file")
+        if found.st_size > MAX_MODEL_BYTES:
+            raise InputError(path, f"expected at most {MAX_MODEL_BYTES} bytes, found {found.st_size}")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(path, "expected an ONNX file or a model folder, found nothing there") from None
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror or error}") from None
+        problem = "expected an ONNX file or a model folder, found nothing there"
+        raise InputError(path, problem, next_step="make one with `hjgc export`") from None
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if data[:8] == b"HJGCPLAN":
         raise InputError(path, "expected an ONNX model, found a plan", next_step="see `hjgc inspect` or `hjgc run`")
     if not data:
-        raise InputError(path, "expected an ONNX model, found an empty file")
+        raise InputError(path, "expected an ONNX model, found an empty file", next_step="copy or export it again")
     return data
-
-
-def check_external_data(model: ir.Model, path: Path) -> None:
-    """Every external initializer must lie inside its file, and be as long as its shape says. Raises CompileError."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        file = Path(tensor.base_dir) / tensor.location
-        field = f"initializer {value.name}"
-        if not file.is_file():
-            raise CompileError(
-                path, f"expected its data in {tensor.location}, found no such file", field=field,
-                next_step="put the weights back beside the model",
-            )  # fmt: skip
-        offset, size = tensor.offset or 0, file.stat().st_size
-        length = size - offset if tensor.length is None else tensor.length
-        if tensor.nbytes != length:
-            raise CompileError(path, f"expected {tensor.nbytes} bytes for its shape, found {length}", field=field)
-        if offset + length > size:
-            raise CompileError(
-                path, f"expected {length} bytes at {offset} of {tensor.location}, found a file of {size}", field=field,
-                next_step="the weight file is cut short: fetch it again",
-            )  # fmt: skip

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 from onnx_ir.passes import Sequential, common
 from onnxscript.optimizer import fold_constants
 
+from hjgc.plan_format.errors import CompileError
+
 FOLD_BYTES = 4096
 
 
-def normalise(model: ir.Model) -> ir.Model:
-    """Rewrite in place and return the model. Weights are never folded: that would pull them into memory."""
+def normalise(model: ir.Model, path: Path) -> ir.Model:
+    """Rewrite in place and return the model. Weights are never folded: that would pull them into memory.
+
+    Raises CompileError for a graph that these passes refuse: nodes in a circle, functions that call themselves."""
+    try:
+        _run_passes(model)
+    except Exception as error:  # the libraries raise whatever they like
+        root = error.__cause__ or error
+        words = " ".join(str(root).split())[:200] or type(root).__name__
+        problem = f"expected a well-formed graph, found one that cannot be normalised ({words})"
+        raise CompileError(path, problem, next_step="check it with onnx.checker, or export it again") from error
+    return model
+
+
+def _run_passes(model: ir.Model) -> None:
     Sequential(common.InlinePass(), common.TopologicalSortPass())(model)
     fold_constants(
         model,
@@ -24,7 +41,6 @@ def normalise(model: ir.Model) -> ir.Model:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
-    return model
 
 
 def _may_fold(node: ir.Node) -> bool | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
+from hjgc.compiler.build import TARGETS
 from hjgc.plan_format.errors import InputError
 
 ComputeDType = Literal["float32", "float16", "bfloat16"]
@@ -31,10 +31,10 @@ def check_options(
 ) -> Options:
     """Options, or InputError that names the one that makes no sense."""
     for target in targets:
-        if not re.fullmatch(r"cpu|sm_\d{2,3}", target):
-            raise InputError("--target", f"expected cpu or sm_NN, found {target!r}")
+        if target != "cpu" and target not in TARGETS:
+            raise InputError("--target", f"expected one of cpu, {', '.join(TARGETS)}, found {target!r}")
     if not targets or len(set(targets)) != len(targets):
-        raise InputError("--target", f"expected each target once, found {targets}")
+        raise InputError("--target", f"expected each target once, found {', '.join(targets) or 'none'}")
     low, high = prompt
     if not 1 <= low <= high:
         raise InputError("--prompt", f"expected LOW:HIGH with 1 <= LOW <= HIGH, found {low}:{high}")
@@ -44,4 +44,4 @@ def check_options(
         raise InputError("--prompt", f"expected at most the context of {context}, found {high}")
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise InputError("--dtype", f"expected one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
-    return Options(targets, prompt, context, cast("ComputeDType | None", dtype), digest)
+    return Options(targets, prompt, context, dtype, digest)

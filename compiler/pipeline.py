@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
 
 from hjgc import plan_format
 from hjgc._version import __version__
@@ -25,7 +24,7 @@ from hjgc.compiler.segment import segment
 from hjgc.compiler.select_kernels import select_kernels
 from hjgc.compiler.specialise import specialise
 from hjgc.plan_format.errors import InputError
-from hjgc.plan_format.fingerprint import fingerprint
+from hjgc.plan_format.fingerprint import file_under_root, fingerprint
 from hjgc.plan_format.structs import Model, Plan, Producer, WeightFile
 from hjgc.plan_format.text import render
 
@@ -54,7 +53,7 @@ class _Stages:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         self.progress(name)
         start = time.perf_counter()
         yield
@@ -79,13 +78,14 @@ def compile_model(
     same bytes. Raises InputError, CompileError; the output appears whole or not at all."""
     path, output = Path(model), Path(output)
     options = check_options(tuple(targets), prompt, context, dtype, digest)
+    _check_output(output, path)
     stages, dumper = _Stages(progress or (lambda _: None)), dump.Dumper()
 
     with stages.stage("import"):
         imported = import_folder(path) if path.is_dir() else import_onnx(path)
         dumper.write("import", lambda: dump.graph_text(imported.model))
     with stages.stage("normalise"):
-        graph = normalise(imported.model)
+        graph = normalise(imported.model, path)
         dumper.write("normalise", lambda: dump.graph_text(graph))
     with stages.stage("recognise"):
         recognised = recognise(graph, path)
@@ -107,7 +107,7 @@ def compile_model(
         phases = tuple(map(CompiledPhase, network.programs, memories, schedules, kernels))
     with stages.stage("fingerprint"):
         root, notes = _weights_root(weight_paths, imported.root, output)
-        files = _fingerprints(weight_paths, root, options)
+        files = _fingerprints(weight_paths, root, options, path, output)
     with stages.stage("emit"):
         plan = emit(
             network,
@@ -121,7 +121,24 @@ def compile_model(
         dumper.write("emit", lambda: render(plan))
     with stages.stage("verify"):
         plan_format.save(output, plan, debug=debug, sections={"constants": network.constant_bytes})
+    notes += _folder_notes(imported, root)
     return CompileResult(plan, output, output.stat().st_size, stages.seconds, notes)
+
+
+def _check_output(output: Path, model: Path) -> None:
+    """Refuse at once what would be refused at the end, or would replace what is read. Raises InputError."""
+    if output.is_dir():
+        raise InputError(output, "expected a file to write, found a folder", next_step="name a file in it")
+    if not output.parent.is_dir():
+        problem = f"expected a folder to write into, found none at {output.parent}"
+        raise InputError(output, problem, next_step="make the folder, or choose another output path")
+    _check_apart(output, model)
+
+
+def _check_apart(output: Path, source: Path) -> None:
+    if output.exists() and source.exists() and output.samefile(source):
+        problem = "expected an output of its own, found a file that the plan is made from"
+        raise InputError(output, problem, next_step="choose another output path")
 
 
 def _weights_root(paths: list[Path], model_root: Path, output: Path) -> tuple[Path, tuple[str, ...]]:
@@ -138,15 +155,19 @@ def _place(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def _fingerprints(paths: list[Path], root: Path, options: Options) -> tuple[WeightFile, ...]:
+def _fingerprints(paths: list[Path], root: Path, options: Options, model: Path, output: Path) -> tuple[WeightFile, ...]:
+    """Where each file lies under `root`, and what tells it from others. Refuses what a session would refuse."""
     sizes = sum(path.stat().st_size for path in paths)
     digest = options.digest or sizes <= SMALL_WEIGHTS_BYTES
     files: list[WeightFile] = []
     for path in paths:
+        _check_apart(output, path)
         place = _place(path)
         if not place.is_relative_to(root):
-            raise InputError(path, f"expected every weight file inside {root}, found it elsewhere")
-        files.append(fingerprint(place, place.relative_to(root).as_posix(), digest=digest))
+            problem = f"expected every weight file inside {root}, found it elsewhere"
+            raise InputError(path, problem, next_step="put the weights beside the model")
+        name = place.relative_to(root).as_posix()
+        files.append(fingerprint(file_under_root(name, root, model, "external data"), name, digest=digest))
     return tuple(files)
 
 
@@ -169,7 +190,7 @@ def _context(programs: tuple[Program, ...]) -> int:
 def _model_info(imported: ImportedModel, network: Network, root: Path) -> Model:
     properties = imported.model.metadata_props
     return read_model_info(
-        imported.root / properties.get("hjgc.folder", "."),
+        _model_folder(imported),
         root,
         name=imported.name,
         architecture=properties.get("hjgc.model_type", "decoder"),
@@ -179,3 +200,18 @@ def _model_info(imported: ImportedModel, network: Network, root: Path) -> Model:
     )
 
 
+def _model_folder(imported: ImportedModel) -> Path | None:
+    """Where the tokenizer and its makers' choices lie; None if that is said to be outside the model's folder."""
+    folder = imported.root / imported.model.metadata_props.get("hjgc.folder", ".")
+    return folder if folder.resolve().is_relative_to(imported.root.resolve()) else None
+
+
+def _folder_notes(imported: ImportedModel, root: Path) -> tuple[str, ...]:
+    """What the plan had to leave out."""
+    folder = _model_folder(imported)
+    if folder is None:
+        named = imported.model.metadata_props["hjgc.folder"]
+        return (f"the tokenizer and end tokens in {named} are left out, since it lies outside {imported.root}",)
+    if (folder / "tokenizer.json").is_file() and not folder.resolve().is_relative_to(root.resolve()):
+        return (f"the tokenizer in {folder} is left out, since it lies outside the weights root {root}",)
+    return ()

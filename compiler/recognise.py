@@ -9,12 +9,19 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.rules import fuse, lift
-from hjgc.compiler.rules.rule import DOMAIN, Journal, apply_rules, is_op, node_name
+from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.structs import Note
 
 LAUNCHABLE = ("Embedding", "RotaryAngles", "AttentionInputs", "Attention", "Linear", "GatedLinear", "RmsNorm",
               "VocabularyLogits")  # fmt: skip
+# fmt: off
+IN_PATTERNS = frozenset((
+    "Add", "Attention", "Cast", "Concat", "Cos", "Gather", "LessOrEqual", "MatMul", "Mul", "Range", "RMSNormalization",
+    "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Sin", "Squeeze", "Transpose", "Unsqueeze",
+))
+# fmt: on
+"""The ONNX operators that a rule may match or that the sizes are computed with: any other stands in the way itself."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,18 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     _check_interface(model, path)
     drop_weight_casts(model)
     keep_cache_in_place(model)
+    _check_outputs(model, path)
     apply_rules(model, lift.RULES, journal)
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
     _refuse_leftovers(model, journal, path)
-    return Recognised(model, tuple(journal.notes.values()))
+    return Recognised(model, _standing(journal, model))
+
+
+def _standing(journal: Journal, model: ir.Model) -> tuple[Note, ...]:
+    """The notes on nodes that are still there: where another rule took the node, nothing is missed."""
+    names = {node_name(node) for node in model.graph}
+    return tuple(note for note in journal.notes.values() if note.node in names)
 
 
 def _check_interface(model: ir.Model, path: Path) -> None:
@@ -43,27 +57,40 @@ def _check_interface(model: ir.Model, path: Path) -> None:
     outputs = {value.name for value in model.graph.outputs}
     for name, found in (("input_ids", inputs), ("position_ids", inputs), ("logits", outputs)):
         if name not in found:
-            raise CompileError(
-                path, f"expected a decoder with input_ids, position_ids and logits, found {sorted(map(str, found))[:6]}",
-                field=name, next_step="export it with `hjgc export`",
-            )  # fmt: skip
+            some = ", ".join(sorted(map(str, found))[:6]) or "none"
+            problem = f"expected a decoder with input_ids, position_ids and logits, found {some}"
+            raise CompileError(path, problem, field=name, next_step="export it with `hjgc export`")
     if not any((name or "").startswith("past_key_values.") for name in inputs):
-        raise CompileError(
-            path, "expected a key/value cache among the inputs, found none", field="past_key_values",
-            next_step="export it with `hjgc export`",
-        )  # fmt: skip
+        problem = "expected a key/value cache among the inputs, found none"
+        raise CompileError(path, problem, field="past_key_values", next_step="export it with `hjgc export`")
+
+
+def _check_outputs(model: ir.Model, path: Path) -> None:
+    """The logits alone are left. What else the graph gives has no place in a plan."""
+    for value in model.graph.outputs:
+        if value.name != "logits":
+            problem = (
+                "expected logits and present.N.key/value, each past_key_values.N.key/value with new rows, found more"
+            )
+            raise CompileError(path, problem, field=f"output {value.name}", next_step="export it with `hjgc export`")
 
 
 def drop_weight_casts(model: ir.Model) -> None:
     """A cast of a weight to another float says nothing: weights are converted when they are packed."""
-    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
-        if source is not None and source.is_initializer() and source.dtype in floats:
-            target = node.attributes.get_int("to", 0)
-            if target in floats:
-                ir.convenience.replace_all_uses_with(node.outputs[0], source)
-                model.graph.remove(node, safe=True)
+        if source is None or node.attributes.get_int("to", 0) not in FLOATS:
+            continue
+        if source.dtype in FLOATS and _is_weight_or_its_transpose(source):
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
+
+
+def _is_weight_or_its_transpose(value: ir.Value) -> bool:
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    return node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].is_initializer()
 
 
 def keep_cache_in_place(model: ir.Model) -> None:
@@ -77,8 +104,9 @@ def _appends_to_past(value: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.op_type != "Concat" or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) != 2:
         return False
-    past = node.inputs[0]
-    return past is not None and past.is_graph_input() and (past.name or "").startswith("past_key_values.")
+    past, name = node.inputs[0], value.name or ""
+    wanted = name.replace("present.", "past_key_values.", 1)
+    return name != wanted and past is not None and past.is_graph_input() and past.name == wanted
 
 
 def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
@@ -86,7 +114,7 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
     if not leftovers:
         return
     why = {note.node: note.why for note in journal.notes.values()}
-    node = next((node for node in leftovers if node_name(node) in why), leftovers[0])
+    node = min(leftovers, key=lambda node: _is_likely_victim(node, why))
     near = f" ({why[node_name(node)]})" if node_name(node) in why else ""
     raise CompileError(
         path,
@@ -95,6 +123,13 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
         field=f"node {node_name(node)}",
         next_step="export the model with `hjgc export`, or report this graph",
     )
+
+
+def _is_likely_victim(node: ir.Node, why: dict[str, str]) -> int:
+    """0: no rule knows the operator. 1: a rule said what stopped it. 2: left over because of another."""
+    if node.domain not in ("", "ai.onnx", DOMAIN) or (node.domain != DOMAIN and node.op_type not in IN_PATTERNS):
+        return 0
+    return 1 if node_name(node) in why else 2
 
 
 def _is_covered(node: ir.Node) -> bool:

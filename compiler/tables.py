@@ -85,6 +85,7 @@ class Tables:
             raise CompileError(self.path, "expected a small constant, found none or a large one", field=name)
         data = tensor.numpy().astype(NUMPY[dtype]).tobytes()
         self.constant_bytes += bytes(-len(self.constant_bytes) % CONSTANT_ALIGNMENT)
-        entry = Constant(name, dtype, tuple(int(axis) for axis in tensor.shape.numpy()), len(self.constant_bytes), len(data))
+        shape = tuple(int(axis) for axis in tensor.shape.numpy())
+        entry = Constant(name, dtype, shape, len(self.constant_bytes), len(data))
         self.constant_bytes += data
         return entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from hjgc._version import __version__
 from hjgc.models.checkpoint import TensorLocation, locate_tensors
 from hjgc.models.config import DecoderConfig, read_config
-from hjgc.models.links import Link, weights_within_reach
+from hjgc.models.links import Link, weights_folder, weights_within_reach
 from hjgc.models.tidy import tidy
 from hjgc.plan_format.errors import HjgcError, InputError
 from hjgc.plan_format.files import replacing
@@ -43,8 +43,9 @@ def export_model(
     folder: Path, output: Path, *, link: Link | None = None, progress: Progress | None = None
 ) -> ExportResult:
     """Trace the model in `folder` (config.json and safetensors) into `output`, an ONNX file whose external data are the
-    user's own files: no weight is read. With `link` those files are first placed beside `output`, in
-    `<its stem>.weights/`, as hard links or as copies. `progress` hears the name of each stage as it starts.
+    user's own files: no weight is read. With `link` those files, and the tokenizer and config beside them, are first
+    placed beside `output`, in `<its stem>.weights/`, as hard links or as copies. `progress` hears the name of each
+    stage as it starts.
 
     Raises InputError for files that cannot be used or written; whatever ends it early, nothing is left behind."""
     tell = progress or _nobody
@@ -55,13 +56,11 @@ def export_model(
     with replacing(output) as temporary:
         if link == "copy":
             tell("copy weights")
-        with weights_within_reach(tensors, output, link) as placed:
-            tell("trace")
-            model = _tracer().trace(config, {name: tensor.dtype for name, tensor in tensors.items()})
-            tell("tidy")
-            tidy(model)
-            attach_weights(model, placed, output.parent)
-            describe(model, config, os.path.relpath(folder.resolve(), output.parent.resolve()))
+        with weights_within_reach(tensors, folder, output, link) as placed:
+            named = {name: replace(tensor, file=tensor.file.resolve()) for name, tensor in placed.items()}
+            model = _assemble(config, named, output.parent, tell)
+            beside = folder if link is None else weights_folder(output)
+            describe(model, config, os.path.relpath(beside.resolve(), output.parent.resolve()))
             tell("write")
             ir.save(model, temporary, format="protobuf")
     return ExportResult(
@@ -73,11 +72,33 @@ def export_model(
     )
 
 
+def build_model(folder: Path, *, progress: Progress | None = None) -> ir.Model:
+    """The graph of the model in `folder`, in memory: what an export into `folder` would write, but for files that are
+    links, as in a Hugging Face cache. They are named where the link lies.
+
+    Raises InputError for files that cannot be used."""
+    tell = progress or _nobody
+    tell("read headers")
+    config = read_config(folder)
+    model = _assemble(config, locate_tensors(folder, config), folder, tell)
+    describe(model, config, ".")
+    return model
+
+
+def _assemble(config: DecoderConfig, tensors: dict[str, TensorLocation], root: Path, tell: Progress) -> ir.Model:
+    tell("trace")
+    model = _tracer().trace(config, {name: tensor.dtype for name, tensor in tensors.items()})
+    tell("tidy")
+    tidy(model)
+    attach_weights(model, tensors, root)
+    return model
+
+
 def attach_weights(model: ir.Model, tensors: dict[str, TensorLocation], root: Path) -> None:
     """Point each initializer that carries a checkpoint tensor's name at that tensor's bytes. Files lie under `root`."""
     for name, tensor in tensors.items():
         model.graph.initializers[name].const_value = ir.ExternalTensor(
-            Path(os.path.relpath(tensor.file.resolve(), root.resolve())).as_posix(),
+            Path(os.path.relpath(tensor.file.parent.resolve() / tensor.file.name, root.resolve())).as_posix(),
             tensor.offset,
             tensor.length,
             DTYPES[tensor.dtype],

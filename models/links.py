@@ -16,21 +16,24 @@ from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.files import replacing
 
 Link = Literal["hard", "copy"]
+BESIDE_WEIGHTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""What a plan, or a person, needs of the model apart from its weights."""
 NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def weights_within_reach(
-    tensors: dict[str, TensorLocation], output: Path, link: Link | None
+    tensors: dict[str, TensorLocation], source: Path, output: Path, link: Link | None
 ) -> Generator[dict[str, TensorLocation]]:
     """The same tensors, in files inside `output`'s folder once symbolic links are followed: ONNX Runtime refuses
-    others. With `link` the files are placed there first, and what was placed is removed if the block fails."""
+    others. With `link` the files, and the small ones of `BESIDE_WEIGHTS` in `source`, are placed there first, and what
+    was placed is removed if the block fails."""
     if link is None:
         for file in {tensor.file for tensor in tensors.values()}:
             _check_inside(file, output)
         yield tensors
         return
-    folder = output.parent / f"{output.stem}.weights"
+    folder = weights_folder(output)
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         problem = "expected a folder for the weights, or none yet, found a file or a symbolic link"
         raise InputError(folder, problem, next_step="remove it, or give the output another name")
@@ -40,10 +43,18 @@ def weights_within_reach(
             file: _place(file, folder / file.name, link, placed)
             for file in dict.fromkeys(tensor.file for tensor in tensors.values())
         }
+        for name in BESIDE_WEIGHTS:
+            if (source / name).is_file():
+                _place(source / name, folder / name, link, placed)
         yield {name: replace(tensor, file=targets[tensor.file]) for name, tensor in tensors.items()}
     except BaseException:
         _remove(placed)
         raise
+
+
+def weights_folder(output: Path) -> Path:
+    """Where `link` places the files."""
+    return output.parent / f"{output.stem}.weights"
 
 
 def _check_inside(file: Path, output: Path) -> None:

@@ -6,7 +6,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from hjgc.compiler.rules.rule import DOMAIN, Rule, constant_ints, is_weight, scalar_float, static_shape
+from hjgc.compiler.rules.rule import (
+    DOMAIN,
+    FLOATS,
+    Match,
+    Rule,
+    constant_ints,
+    is_weight,
+    producer,
+    scalar_float,
+    static_shape,
+)
 
 
 class LiftEmbedding(Rule):
@@ -15,75 +25,72 @@ class LiftEmbedding(Rule):
     def pattern(self, op: Any, table: Any, ids: Any) -> Any:
         return op.Gather(table, ids, _outputs=["rows"])
 
-    def obstacle(self, table: ir.Value, ids: ir.Value, rows: ir.Value, **_: Any) -> str | None:
-        if not is_weight(table) or len(static_shape(table) or ()) != 2:
+    def obstacle(self, m: Match) -> str | None:
+        if not is_weight(m["table"]) or len(static_shape(m["table"]) or ()) != 2:
             return "the table is not a weight [V, H]"
-        node = rows.producer()
-        assert node is not None
-        if node.attributes.get_int("axis", 0) != 0:
+        if producer(m["rows"]).attributes.get_int("axis", 0) != 0:
             return "it gathers along another axis than 0"
-        return None if ids.is_graph_input() else "its ids are computed, not the input"
+        is_input = m["ids"].is_graph_input() and m["ids"].name == "input_ids"
+        return None if is_input else "its ids are not the input input_ids"
 
-    def replace(self, op: Any, table: ir.Value, ids: ir.Value, **_: Any) -> Any:
-        return op.Embedding(ids, table, _domain=DOMAIN)
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.Embedding(m["ids"], m["table"], _domain=DOMAIN)
 
 
 class DropCastAfterEmbedding(Rule):
     """The arithmetic type is the plan's choice, so the cast after the table says nothing."""
 
     def pattern(self, op: Any, table: Any, ids: Any) -> Any:
-        return op.Cast(op.Embedding(ids, table, _domain=DOMAIN))
+        return op.Cast(op.Embedding(ids, table, _domain=DOMAIN), _outputs=["y"])
 
-    def replace(self, op: Any, table: ir.Value, ids: ir.Value, **_: Any) -> Any:
-        return op.Embedding(ids, table, _domain=DOMAIN)
+    def obstacle(self, m: Match) -> str | None:
+        to = producer(m["y"]).attributes.get_int("to", 0)
+        return None if to in FLOATS else "it casts the rows to what is no float"
+
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.Embedding(m["ids"], m["table"], _domain=DOMAIN)
 
 
 class LiftRmsNorm(Rule):
     def pattern(self, op: Any, x: Any, weight: Any) -> Any:
         return op.RMSNormalization(x, weight, _outputs=["y"])
 
-    def obstacle(self, weight: ir.Value, y: ir.Value, **_: Any) -> str | None:
-        node = y.producer()
-        assert node is not None
-        rank = len(static_shape(y) or ())
-        if node.attributes.get_int("axis", -1) not in (-1, rank - 1):
+    def obstacle(self, m: Match) -> str | None:
+        rank = len(static_shape(m["y"]) or ())
+        if producer(m["y"]).attributes.get_int("axis", -1) not in (-1, rank - 1):
             return "it normalises over more than the last axis"
-        return None if is_weight(weight) else "its scale is computed, not a weight"
+        return None if is_weight(m["weight"]) else "its scale is computed, not a weight"
 
-    def replace(self, op: Any, x: ir.Value, weight: ir.Value, y: ir.Value, **_: Any) -> Any:
-        node = y.producer()
-        assert node is not None
-        epsilon = scalar_float(node.attributes.get("epsilon"), 1e-5)
-        return op.RmsNorm(x, weight, epsilon=epsilon, _domain=DOMAIN)
+    def replace(self, op: Any, m: Match) -> Any:
+        epsilon = scalar_float(producer(m["y"]).attributes.get("epsilon"), 1e-5)
+        return op.RmsNorm(m["x"], m["weight"], epsilon=epsilon, _domain=DOMAIN)
 
 
 class LiftLinear(Rule):
     """A product with a transposed weight: the weight lies as [N, K]."""
 
+    lies_transposed = 0
+
     def pattern(self, op: Any, x: Any, weight: Any) -> Any:
         return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
 
-    def obstacle(self, weight: ir.Value, **_: Any) -> str | None:
-        return None if is_weight(weight) else "its second operand is not a weight"
+    def obstacle(self, m: Match) -> str | None:
+        if not is_weight(m["weight"]):
+            return "its second operand is not a weight"
+        rank = len(static_shape(m["weight"]) or ())
+        return None if rank == 2 else f"its second operand has {rank} axes, not 2"
 
-    def replace(self, op: Any, x: ir.Value, weight: ir.Value, **_: Any) -> Any:
-        return op.Linear(x, weight, transposed=0, _domain=DOMAIN)
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.Linear(m["x"], m["weight"], transposed=self.lies_transposed, _domain=DOMAIN)
 
 
-class LiftLinearColumns(Rule):
+class LiftLinearColumns(LiftLinear):
     """A product with a weight that lies as [K, N]."""
+
+    lies_transposed = 1
 
     def pattern(self, op: Any, x: Any, weight: Any) -> Any:
         return op.MatMul(x, weight)
-
-    def obstacle(self, weight: ir.Value, **_: Any) -> str | None:
-        if weight.producer() is not None and weight.producer().op_type == "Transpose":  # type: ignore[union-attr]
-            return None if is_weight(weight) else "its second operand is not a weight"
-        fits = is_weight(weight) and len(static_shape(weight) or ()) == 2
-        return None if fits else "its second operand is not a weight [K, N]"
-
-    def replace(self, op: Any, x: ir.Value, weight: ir.Value, **_: Any) -> Any:
-        return op.Linear(x, weight, transposed=1, _domain=DOMAIN)
 
 
 class LiftBias(Rule):
@@ -92,21 +99,18 @@ class LiftBias(Rule):
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
         return op.Add(op.Linear(x, weight, _domain=DOMAIN, _outputs=["product"]), bias)
 
-    def obstacle(self, bias: ir.Value, product: ir.Value, **_: Any) -> str | None:
-        if not is_weight(bias):
+    def obstacle(self, m: Match) -> str | None:
+        if not is_weight(m["bias"]):
             return "what is added is not a weight"
-        shape, columns = static_shape(bias), (static_shape(product) or (None,))[-1]
-        return None if shape == (columns,) else f"the bias has shape {shape} for {columns} columns"
+        rows, columns = static_shape(m["weight"]) or (None, None)
+        wanted, found = columns if self._flag(m) else rows, static_shape(m["bias"])
+        return None if found == (wanted,) else f"the bias has shape {found} for {wanted} columns"
 
-    def replace(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, product: ir.Value, **_: Any) -> Any:
-        node = product.producer()
-        assert node is not None
-        return op.Linear(x, weight, bias, transposed=node.attributes.get_int("transposed", 0), _domain=DOMAIN)
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.Linear(m["x"], m["weight"], m["bias"], transposed=self._flag(m), _domain=DOMAIN)
 
-
-class LiftBiasFirst(LiftBias):
-    def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
-        return op.Add(bias, op.Linear(x, weight, _domain=DOMAIN, _outputs=["product"]))
+    def _flag(self, m: Match) -> int:
+        return producer(m["product"]).attributes.get_int("transposed", 0)
 
 
 class LiftSilu(Rule):
@@ -115,8 +119,8 @@ class LiftSilu(Rule):
     def pattern(self, op: Any, x: Any) -> Any:
         return op.Mul(x, op.Sigmoid(x))
 
-    def replace(self, op: Any, x: ir.Value, **_: Any) -> Any:
-        return op.Silu(x, _domain=DOMAIN)
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.Silu(m["x"], _domain=DOMAIN)
 
 
 class LiftRotaryAngles(Rule):
@@ -125,51 +129,56 @@ class LiftRotaryAngles(Rule):
     def pattern(self, op: Any, positions: Any, axes: Any, frequencies: Any) -> Any:
         return op.Mul(op.Cast(op.Unsqueeze(positions, axes)), frequencies)
 
-    def obstacle(self, positions: ir.Value, axes: ir.Value, frequencies: ir.Value, **_: Any) -> str | None:
-        if positions.name != "position_ids" or not positions.is_graph_input():
+    def obstacle(self, m: Match) -> str | None:
+        if m["positions"].name != "position_ids" or not m["positions"].is_graph_input():
             return "its positions are not the input position_ids"
-        if constant_ints(axes) not in ((2,), (-1,)):
+        if constant_ints(m["axes"]) not in ((2,), (-1,)):
             return "the positions are not given a last axis"
-        return None if is_weight(frequencies) else "its frequencies are computed"
+        is_vector = is_weight(m["frequencies"]) and len(static_shape(m["frequencies"]) or ()) == 1
+        return None if is_vector else "its frequencies are not a constant vector"
 
-    def replace(self, op: Any, positions: ir.Value, frequencies: ir.Value, **_: Any) -> Any:
-        return op.RotaryAngles(positions, frequencies, _domain=DOMAIN)
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.RotaryAngles(m["positions"], m["frequencies"], _domain=DOMAIN)
 
 
-class LiftCausalMask(Rule):
+class CausalMaskRule(Rule):
     """key position <= query position, both counted from the start of the cache."""
+
+    def obstacle(self, m: Match) -> str | None:
+        if (constant_ints(m["zero"]), constant_ints(m["one"])) != ((0,), (1,)):
+            return "the positions do not count 0, 1, 2, ..."
+        if (constant_ints(m["key_axis"]), constant_ints(m["query_axis"])) != ((0,), (1,)):
+            return "keys are not the columns, queries not the rows"
+        if not is_past_length(m["past"]):
+            return "the first query position is not the length of the cache"
+        is_total = is_total_length(m["total"], m["past"])
+        return None if is_total else "the last key position is not cache length + new tokens"
+
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.CausalMask(m["past"], _domain=DOMAIN)
+
+
+class LiftCausalMask(CausalMaskRule):
+    """Both ranges step by the same constant."""
 
     def pattern(self, op: Any, zero: Any, total: Any, one: Any, past: Any, key_axis: Any, query_axis: Any) -> Any:
         keys = op.Unsqueeze(op.Range(zero, total, one), key_axis)
         queries = op.Unsqueeze(op.Range(past, total, one), query_axis)
         return op.LessOrEqual(keys, queries)
 
-    def obstacle(
-        self, zero: ir.Value, total: ir.Value, one: ir.Value, past: ir.Value, key_axis: ir.Value, query_axis: ir.Value,
-        **_: Any,
-    ) -> str | None:  # fmt: skip
-        if (constant_ints(zero), constant_ints(one)) != ((0,), (1,)):
-            return "the positions do not count 0, 1, 2, ..."
-        if (constant_ints(key_axis), constant_ints(query_axis)) != ((0,), (1,)):
-            return "keys are not the columns, queries not the rows"
-        if not is_past_length(past):
-            return "the first query position is not the length of the cache"
-        return None if is_total_length(total, past) else "the last key position is not cache length + new tokens"
 
-    def replace(self, op: Any, past: ir.Value, **_: Any) -> Any:
-        return op.CausalMask(past, _domain=DOMAIN)
-
-
-class LiftCausalMaskTwoOnes(LiftCausalMask):
+class LiftCausalMaskTwoOnes(CausalMaskRule):
     """The same with two constants for the two steps of one."""
 
-    def pattern(self, op: Any, zero: Any, total: Any, one: Any, step: Any, past: Any, key_axis: Any, query_axis: Any) -> Any:
+    def pattern(
+        self, op: Any, zero: Any, total: Any, one: Any, step: Any, past: Any, key_axis: Any, query_axis: Any
+    ) -> Any:
         keys = op.Unsqueeze(op.Range(zero, total, one), key_axis)
         queries = op.Unsqueeze(op.Range(past, total, step), query_axis)
         return op.LessOrEqual(keys, queries)
 
-    def obstacle(self, step: ir.Value, **values: Any) -> str | None:
-        return super().obstacle(**values) if constant_ints(step) == (1,) else "the queries do not count by one"
+    def obstacle(self, m: Match) -> str | None:
+        return super().obstacle(m) if constant_ints(m["step"]) == (1,) else "the queries do not count by one"
 
 
 def dimension_of(value: ir.Value | None) -> tuple[ir.Value, int] | None:
@@ -206,7 +215,6 @@ RULES: list[type[Rule]] = [
     LiftLinear,
     LiftLinearColumns,
     LiftBias,
-    LiftBiasFirst,
     LiftSilu,
     LiftRotaryAngles,
     LiftCausalMask,

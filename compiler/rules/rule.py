@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase, RewriteRuleSet
+from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, RewriteRuleSet
 
 from hjgc.plan_format.structs import Note
 
 DOMAIN = "hjgc"
 NODES_KEY, VALUE_KEY = "hjgc.nodes", "hjgc.value"
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+Match = Mapping[str, ir.Value]
+"""What the names in a pattern stand for: its inputs, and the values named by `_outputs`."""
 
 
 @dataclass
@@ -32,44 +37,48 @@ class Rule(RewriteRuleClassBase):
         self.journal = journal
         self._sources: tuple[str, ...] = ()
 
-    def obstacle(self, **values: Any) -> str | None:
+    def obstacle(self, m: Match) -> str | None:
         """Why the rule must not fire here, or None."""
+        del m
         return None
 
-    def replace(self, op: Any, **values: Any) -> Any:
+    def replace(self, op: Any, m: Match) -> Any:
         """The replacement."""
         raise NotImplementedError
 
     def check(self, context: Any, **values: Any) -> MatchResult:
         result = MatchResult()
         self._sources = tuple(dict.fromkeys(name for node in context.nodes for name in source_nodes(node)))
-        why = self.obstacle(**values)
+        why = self.obstacle(values)
         if why is not None:
             self.journal.add(type(self).__name__, node_name(context.root), why)
             result.fail(why)
         return result
 
     def rewrite(self, op: Any, **values: Any) -> Any:
-        outputs = self.replace(op, **values)
+        outputs = self.replace(op, values)
         for node in op.nodes:
             node.metadata_props[NODES_KEY] = "\n".join(self._sources)
         return outputs
 
 
 def apply_rules(model: ir.Model, rules: list[type[Rule]], journal: Journal) -> None:
-    """Sweep over the graph with all rules until none fires."""
-    rule_set = RewriteRuleSet([rule for kind in rules for rule in _instances(kind, journal)])
+    """Sweep over the graph with all rules until none fires. Sums and products match in either order."""
+    rule_set = RewriteRuleSet([kind.rule(journal) for kind in rules], commute=True)
     while rule_set.apply_to_model(model):
         pass
 
 
-def _instances(kind: type[Rule], journal: Journal) -> list[RewriteRule]:
-    return [kind.rule(journal)]
-
-
 def node_name(node: ir.Node) -> str:
-    """The node's name, or the name of its first output."""
-    return node.name or next((value.name or "" for value in node.outputs), "")
+    """The node's name, or the name of its first output, on one line."""
+    return " ".join((node.name or next((value.name or "" for value in node.outputs), "")).split())
+
+
+def producer(value: ir.Value) -> ir.Node:
+    """The node that makes a value which a pattern says is made by one."""
+    node = value.producer()
+    assert node is not None
+    return node
 
 
 def source_nodes(node: ir.Node) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def test_the_output_folder_may_itself_be_reached_through_a_link(folder: Path, tm
 
 def test_hard_links_take_no_disk_and_run(cache: Path, output: Path) -> None:
     result = export_model(cache, output, link="hard")
-    placed = sorted(output.with_name("model.weights").iterdir())
+    placed = sorted(output.with_name("model.weights").glob("*.safetensors"))
     assert sorted(result.weights) == placed
     assert [path.name for path in placed] == sorted(path.name for path in cache.glob("*.safetensors"))
     assert all(path.samefile(cache / path.name) and not path.is_symlink() for path in placed)
@@ -137,7 +137,7 @@ def test_hard_links_take_no_disk_and_run(cache: Path, output: Path) -> None:
 def test_copies_are_files_of_their_own_and_run(cache: Path, output: Path) -> None:
     export_model(cache, output, link="copy")
     placed = sorted(output.with_name("model.weights").iterdir())
-    assert len(placed) == 3
+    assert [path.suffix for path in placed] == [".json", *[".safetensors"] * 3]
     assert not any(path.samefile(cache / path.name) or path.is_symlink() for path in placed)
     tokens = some_tokens(12)
     expected = transformers_logits(cache, tokens)
@@ -161,10 +161,49 @@ def test_an_export_may_be_repeated_with_either_kind_of_link(
     before = output.read_bytes()
     export_model(folder, output, link=second)
     assert output.read_bytes() == before
-    assert tree(output.parent) == {"model.onnx", "model.weights", f"model.weights/{SINGLE}"}
+    assert tree(output.parent) == {
+        "model.onnx",
+        "model.weights",
+        "model.weights/config.json",
+        f"model.weights/{SINGLE}",
+    }
     placed = output.with_name("model.weights") / SINGLE
     assert placed.samefile(folder / SINGLE) == (second == "hard")
     assert placed.read_bytes() == (folder / SINGLE).read_bytes() == content
+
+
+@pytest.mark.parametrize("link", ["hard", "copy"])
+def test_the_tokenizer_and_the_config_go_where_the_weights_go_and_the_model_says_so(
+    cache: Path, output: Path, link: Link
+) -> None:
+    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    for name in names[1:]:
+        (cache / name).write_text(f'"{name}"')
+    (cache / "README.md").write_text("not needed")
+    export_model(cache, output, link=link)
+    placed = output.with_name("model.weights")
+    assert {path.name for path in placed.iterdir() if path.suffix != ".safetensors"} == set(names)
+    for name in names:
+        assert (placed / name).read_bytes() == (cache / name).read_bytes()
+        assert (placed / name).samefile(cache / name) == (link == "hard")
+        assert not (placed / name).is_symlink()
+    assert ir.load(output).metadata_props["hjgc.folder"] == "model.weights"
+
+
+def test_a_model_in_memory_names_the_links_of_a_cache_and_not_what_they_lead_to(cache: Path) -> None:
+    model = export.build_model(cache)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    named = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    assert named == {path.name for path in cache.glob("*.safetensors")}
+    assert model.metadata_props["hjgc.folder"] == "."
+
+
+def test_a_model_in_memory_is_what_an_export_into_its_folder_writes(folder: Path) -> None:
+    export_model(folder, folder / "model.onnx")
+    written, built = ir.load(folder / "model.onnx"), export.build_model(folder)
+    assert ir.to_proto(built).SerializeToString(deterministic=True) == ir.to_proto(written).SerializeToString(
+        deterministic=True
+    )
 
 
 def failing_link(code: int) -> Callable[..., NoReturn]:

@@ -1,0 +1,169 @@
+"""Is this ONNX model well-formed, and do its weights lie where it says, inside its folder? Checked before anything
+follows a name or a number in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+
+from hjgc.plan_format.errors import CompileError, InputError
+
+LAST_NOTE = "hjgc.folder"
+"""`hjgc export` writes it at the very end: without it the file was cut, at a place that protobuf does not notice."""
+
+
+def check_proto(proto: onnx.ModelProto, path: Path) -> None:
+    """Raises InputError for a file that ends too early, CompileError for a graph that ONNX itself does not allow."""
+    _check_whole(proto, path)
+    _check_names(proto.graph, path)
+    _check_nodes(proto, path)
+    _check_external_places(proto, path)
+
+
+def _check_whole(proto: onnx.ModelProto, path: Path) -> None:
+    next_step = "it may be cut short: copy or export it again"
+    if not proto.graph.node:
+        raise InputError(path, "expected an ONNX model with nodes, found an empty graph", next_step=next_step)
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        problem = "expected the version of the standard operators, found none"
+        raise InputError(path, problem, field="opset_import", next_step=next_step)
+    if proto.producer_name == "hjgc" and LAST_NOTE not in {entry.key for entry in proto.metadata_props}:
+        raise InputError(
+            path, "expected what hjgc export writes last, found it missing", field=LAST_NOTE, next_step=next_step
+        )
+
+
+def _check_names(graph: onnx.GraphProto, path: Path) -> None:
+    """Every value is made once. An initializer may give an input its default."""
+    inputs = (value.name for value in graph.input)
+    weights = (tensor.name for tensor in graph.initializer)
+    made = [name for node in graph.node for name in node.output if name]
+    for names in (chain(inputs, made), chain(weights, made)):
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise CompileError(path, "expected each value made once, found it twice", field=f"value {name!r}")
+            seen.add(name)
+
+
+def _check_nodes(proto: onnx.ModelProto, path: Path) -> None:
+    """Inputs and attributes as the operators' schemas say. The rules refuse a node that holds a graph."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in proto.opset_import}
+    for node in proto.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            continue
+        try:
+            onnx.checker.check_node(node, context)
+        except onnx.checker.ValidationError as error:
+            words = str(error).split("==>")[0].split("\n")[0].strip()
+            field = f"node {(node.name or ', '.join(node.output))!r}"
+            raise CompileError(
+                path, f"expected a standard operator, found {node.op_type}: {words}", field=field
+            ) from None
+
+
+def _check_external_places(proto: onnx.ModelProto, path: Path) -> None:
+    """Weights of the main graph may lie in files beside the model; nothing else may, and no file outside its folder."""
+    functions = chain.from_iterable(function.node for function in proto.functions)
+    for tensor in _attribute_tensors(chain(proto.graph.node, functions)):
+        if _is_external(tensor):
+            problem = "expected external data for weights only, found it in a node's attribute"
+            raise CompileError(path, problem, field=f"tensor {tensor.name!r}")
+    for tensor in filter(_is_external, proto.graph.initializer):
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        check_location(location, path, f"initializer {tensor.name}")
+
+
+def check_location(location: str, path: Path, field: str) -> None:
+    """A relative path that stays inside the model's folder, by its words and by the links among its folders."""
+    parts = PurePosixPath(location).parts
+    windows = PureWindowsPath(location)
+    plain = parts and ".." not in parts and ".." not in windows.parts and "\0" not in location
+    if not plain or PurePosixPath(location).is_absolute() or windows.drive or windows.root:
+        problem = f"expected its data in a file inside the model's folder, found the place {location!r}"
+        raise CompileError(path, problem, field=field, next_step="put the weights beside the model and name them so")
+    folder = (path.parent / location).parent
+    if not folder.resolve().is_relative_to(path.parent.resolve()):
+        problem = f"expected its data inside the model's folder, found {location!r} to lead to {folder.resolve()}"
+        raise CompileError(path, problem, field=field, next_step="put the weights beside the model and name them so")
+
+
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Every tensor in an attribute, and in the graphs that attributes hold."""
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from ([attribute.t] if attribute.HasField("t") else [])
+        yield from attribute.tensors
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            yield from graph.initializer
+            yield from _attribute_tensors(graph.node)
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
+def check_tensors(model: ir.Model, path: Path, file_bytes: int) -> None:
+    """Every initializer is as long as its shape says, in its file or in the model's own `file_bytes`."""
+    check_external_data(model, path)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and not isinstance(tensor, ir.ExternalTensor):
+            _check_inline(tensor, path, file_bytes)
+
+
+def _check_inline(tensor: ir.TensorProtocol, path: Path, file_bytes: int) -> None:
+    field = f"initializer {tensor.name}"
+    if tensor.dtype == ir.DataType.STRING:
+        return
+    claimed = _bytes_of(tensor, path)
+    if claimed > file_bytes:
+        raise CompileError(path, f"expected {claimed} bytes for its shape, found a model of {file_bytes}", field=field)
+    try:
+        tensor.numpy()
+    except Exception:
+        problem = f"expected {claimed} bytes for its shape {tuple(tensor.shape)}, found others"
+        raise CompileError(path, problem, field=field) from None
+
+
+def check_external_data(model: ir.Model, path: Path) -> None:
+    """Every external initializer must lie inside its file, and be as long as its shape says. Raises CompileError."""
+    sizes: dict[Path, int | None] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            file = Path(tensor.base_dir) / tensor.location
+            if file not in sizes:
+                sizes[file] = file.stat().st_size if file.is_file() else None
+            _check_external(tensor, sizes[file], path)
+
+
+def _check_external(tensor: ir.ExternalTensor, size: int | None, path: Path) -> None:
+    field = f"initializer {tensor.name}"
+    if size is None:
+        problem = f"expected its data in {tensor.location}, found no such file"
+        raise CompileError(path, problem, field=field, next_step="put the weights back beside the model")
+    wanted, offset = _bytes_of(tensor, path), tensor.offset or 0
+    length = size - offset if tensor.length is None else tensor.length
+    if offset < 0 or wanted != length:
+        problem = f"expected {wanted} bytes for its shape, found {length} at {offset}"
+        raise CompileError(path, problem, field=field, next_step="export the model again")
+    if offset + length > size:
+        problem = f"expected {length} bytes at {offset} of {tensor.location}, found a file of {size}"
+        raise CompileError(path, problem, field=field, next_step="the weight file is cut short: fetch it again")
+
+
+def _bytes_of(tensor: ir.TensorProtocol, path: Path) -> int:
+    shape = tuple(tensor.shape)
+    if not all(isinstance(axis, int) and axis >= 0 for axis in shape):
+        raise CompileError(path, f"expected a shape of counts, found {shape}", field=f"initializer {tensor.name}")
+    try:
+        return int(tensor.nbytes)
+    except Exception:
+        problem = f"expected elements of a known size, found {tensor.dtype.name.lower()}"
+        raise CompileError(path, problem, field=f"initializer {tensor.name}") from None
