@@ -18,7 +18,7 @@ demo: $(INSTALLED) ## trace the demo model, compile it, run the plan; leaves dem
 	mkdir -p demo
 	$(BIN)/hjgc export models/demo -o demo/model.onnx --link hard
 	$(BIN)/hjgc compile demo/model.onnx -o demo/plan.hjg
-	$(BIN)/hjgc run demo/plan.hjg --prompt "If the file" --temperature 0.7 --repetition-penalty 1.1 --stats
+	$(BIN)/hjgc run demo/plan.hjg --prompt "If the file" --temperature 0.7 --repetition-penalty 1.1 --seed 0 --stats
 
 test: $(INSTALLED) ## run every test that needs no GPU
 	$(BIN)/python -m pytest -m "not gpu"
