@@ -131,9 +131,15 @@ def _build(data: bytes, kind: type[_T], field: str, path: Path) -> _T:
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise PlanError(path, str(error), field=field, next_step="compile the model again") from None
+        raise PlanError(path, _tame(str(error)), field=field, next_step="compile the model again") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(path, f"expected msgpack, found {error}", field=field) from None
+
+
+def _tame(message: str) -> str:
+    """What msgspec says quotes the plan: shortened in the middle, control characters spelt out."""
+    kept = message if len(message) <= 400 else f"{message[:150]}...{message[-200:]}"
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in kept)
 
 
 def _walk(data: bytes, field: str, path: Path) -> None:

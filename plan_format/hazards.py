@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from hjgc.plan_format.structs import Edge, Launch, ParameterArgument, Phase, TemplateCall
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
+class MemoryUse(NamedTuple):
     space: str
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index is of no use here)
     reads: bool
     writes: bool
 

@@ -134,12 +134,12 @@ def _check_phases(plan: Plan, check: Checker) -> None:
     check.unique_names((phase.name for phase in plan.phases), "$.phases")
     kinds = {state.kind for state in plan.states}
     for i, phase in enumerate(plan.phases):
+        verify_phase(plan, phase, f"$.phases[{i}]", check)
         needs = {"token_history"} if phase.entry == "token" else set[str]()
         needs |= {"logits", "sampled"} if phase.logits_rows != "none" else set()
         missing = sorted(needs - kinds)
         if missing:
             check.fail(f"$.phases[{i}].entry", f"expected a state of kind {', '.join(missing)}, found none")
-        verify_phase(plan, phase, f"$.phases[{i}]", check)
 
 
 def _check_ledger(plan: Plan, check: Checker) -> None:

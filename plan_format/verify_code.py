@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hjgc.plan_format.checker import MAX_NAME, Checker
+from hjgc.plan_format.checker import MAX_NAME, Checker, brief
 from hjgc.plan_format.structs import CodeReference, Plan, Template, Variant
 from hjgc.plan_format.verify_tables import check_digest
 
@@ -38,7 +38,7 @@ def _check_variant(plan: Plan, variant: Variant, where: str, check: Checker) -> 
     on_gpu = variant.target in plan.targets and variant.target != "cpu"
     check.require(on_gpu, f"{where}.target", f"a GPU among {plan.targets}", variant.target)
     axes = set(plan.templates[variant.template].axes)
-    check.require(set(variant.axes) == axes, f"{where}.axes", f"{sorted(axes)}", sorted(variant.axes))
+    check.require(set(variant.axes) == axes, f"{where}.axes", brief(sorted(axes)), sorted(variant.axes))
     for axis, value in variant.axes.items():
         if isinstance(value, str):
             check.text(value, f"{where}.axes.{axis}", MAX_NAME)

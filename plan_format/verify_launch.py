@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from hjgc.plan_format.checker import Checker
+from hjgc.plan_format.checker import Checker, brief
 from hjgc.plan_format.expressions import Ranges, check_expression
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import STATES, Op, Role, bind_axes
@@ -59,18 +59,18 @@ class LaunchVerifier:
         }
         self.rows: Expression = Size("tokens") if "tokens" in keys else 1
         self.targets = set(plan.targets)
-        self.fields = {field.name for field in plan.parameters.fields}
+        self.fields = [field.name for field in plan.parameters.fields]
 
     def run(self, number: int, launch: Launch, where: str) -> None:
         op = all_ops().get(launch.op)
         if op is None:
-            self.check.fail(f"{where}.op", f"expected an op that hjgc knows, found {launch.op!r}")
+            self.check.fail(f"{where}.op", f"expected an op that hjgc knows, found {brief(launch.op)}")
         shapes: dict[str, tuple[Expression, ...]] = {}
         for i, operand in enumerate(launch.operands):
             role = op.role(operand.role)
             if role is None or operand.role in shapes:
                 place = f"{where}.operands[{i}].role"
-                self.check.fail(place, f"expected a role of {op.name}, once, found {operand.role!r}")
+                self.check.fail(place, f"expected a role of {op.name}, once, found {brief(operand.role)}")
             shapes[operand.role] = self._operand(number, operand, role, f"{where}.operands[{i}]")
         missing = [role.name for role in op.roles if not role.optional and role.name not in shapes]
         if missing:
@@ -190,10 +190,10 @@ class LaunchVerifier:
                 self.check.index(argument.index, launch.operands, f"{place}.index")
             case ParameterArgument():
                 fits = kind == "pointer" and argument.name in self.fields
-                self.check.require(fits, place, f"a {kind}, or a field of the parameter block", argument.name)
+                self.check.require(fits, place, f"a {kind}, or one of {self.fields}", argument.name)
             case AttributeArgument():
                 fits = _attribute_fits(kind, launch.attributes.get(argument.name))
-                self.check.require(fits, place, f"an attribute that fits {kind}", argument.name)
+                self.check.require(fits, place, f"an attribute of type {kind}", argument.name)
             case _:
                 low, high = check_expression(argument.value, self.keys, place, self.check)
                 fits = kind == "int64" or (kind == "int32" and -(1 << 31) <= low <= high < 1 << 31)
