@@ -64,7 +64,7 @@ def describe(program: Program, verdicts: tuple[Verdict, ...]) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     if isinstance(verdict, Static):
-        graphs = f"a graph for each {' and '.join(verdict.key)}" if verdict.key else "one graph"
+        graphs = f"a graph for each bucket of {' and '.join(verdict.key)}" if verdict.key else "one graph"
         reads = f", reads {' and '.join(verdict.device)} on the device" if verdict.device else ""
         return f"static, {graphs}{reads}"
     return f"dynamic, {verdict.code}: {' <- '.join(verdict.chain)}"

@@ -1,0 +1,55 @@
+"""How do tests get an exported model of two layers, traced once for each kind, and a copy that they may change?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx_ir as ir
+from tests.models.checkpoints import write_checkpoint
+
+from hjgc.compiler import CompileResult, compile_model
+from hjgc.models.export import export_model
+
+VARIANTS = ("mha", "gqa", "tied", "bias", "qknorm", "llama3rope")
+SMALL: dict[str, Any] = {"prompt": (1, 16), "context": 64}
+"""Options that keep buckets and caches short."""
+
+
+@cache
+def exported(variant: str, dtype: str = "float32") -> Path:
+    """The folder of a checkpoint with its `model.onnx`. For reading only: all tests of the process share it."""
+    folder = Path(_home().name) / f"{variant}-{dtype}"
+    write_checkpoint(folder, variant=variant, dtype=dtype, num_hidden_layers=2, seed=9)
+    export_model(folder, folder / "model.onnx")
+    return folder
+
+
+@cache
+def _home() -> TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return TemporaryDirectory(prefix="hjgc-exports-")
+
+
+def copy_of(variant: str, folder: Path, dtype: str = "float32") -> Path:
+    """`model.onnx` of a copy in `folder`, its weights hard-linked."""
+    shutil.copytree(exported(variant, dtype), folder, copy_function=os.link, dirs_exist_ok=True)
+    return folder / "model.onnx"
+
+
+def changed(model: Path, change: Callable[[ir.Graph], None]) -> Path:
+    """The same file with a change made to its graph."""
+    loaded = ir.load(model)
+    change(loaded.graph)
+    model.unlink()  # other folders hold the same file
+    ir.save(loaded, model)
+    return model
+
+
+def compiled(model: Path) -> CompileResult:
+    return compile_model(model, model.with_name("plan.hjg"), **SMALL)
