@@ -19,7 +19,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 """What Windows takes for a device, whatever the folder."""
 STATE_AXES = {"full_cache": 3, "ring_cache": 3, "token_history": 1, "sampled": 1, "logits": 2}
 STATE_NAMES = {"token_history": "history", "sampled": "sampled", "logits": "logits"}
-"""Kinds of state that a plan has one of at most, under this name."""
+"""Kinds of state that go by one name, so that a plan has one of them at most."""
 
 
 def check_files(plan: Plan, check: Checker) -> None:
@@ -123,14 +123,10 @@ def check_constants(plan: Plan, section: int, check: Checker) -> None:
 
 
 def check_states(plan: Plan, check: Checker) -> None:
-    met: set[str] = set()
     for i, state in enumerate(plan.states):
         _check_state(plan, state, f"$.states[{i}]", check)
-        name = STATE_NAMES.get(state.kind)
-        if name is not None:
-            check.require(state.name == name, f"$.states[{i}].name", f"{name!r} for a {state.kind}", state.name)
-            check.require(state.kind not in met, f"$.states[{i}].kind", f"one {state.kind} at most", "another")
-            met.add(state.kind)
+        name = STATE_NAMES.get(state.kind, state.name)
+        check.require(state.name == name, f"$.states[{i}].name", f"{name!r} for a {state.kind}", state.name)
 
 
 def _check_state(plan: Plan, state: State, where: str, check: Checker) -> None:
