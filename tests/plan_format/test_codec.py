@@ -96,7 +96,7 @@ SPELLINGS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("nothing", lambda data: b"", "expected msgpack"),
     ("a byte too many", lambda data: data + b"\0", r"section plan: expected \d+ bytes, found \d+"),
     ("a byte too few", lambda data: data[:-1], "section plan: expected msgpack"),
-    ("a list that is not there", lambda data: b"\xdd\xff\xff\xff\xff", "section plan: expected msgpack, found OutOfData"),
+    ("a list that is not there", lambda data: b"\xdd\xff\xff\xff\xff", "expected msgpack, found OutOfData"),
     ("text that is not there", lambda data: b"\xdb\xff\xff\xff\xff", "section plan: expected msgpack, found OutOfData"),
     ("nothing but depth", lambda data: b"\x91" * ENDLESS + b"\xc0", "section plan: expected msgpack, found StackError"),
     ("depth within the walk's reach", lambda data: b"\x91" * 900 + b"\xc0", r"section plan: Expected `object`"),
@@ -112,8 +112,12 @@ SPELLINGS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("an extension for text", in_tree(lambda t: t.update(format=msgpack.ExtType(7, b"x"))), "Expected `str`"),
     ("bytes for text", in_tree(lambda t: t.update(format=b"0.1")), "Expected `str`, got `bytes`"),
     ("no UTF-8", lambda data: data.replace(b"small", b"\xff\xfe\xfd\xfc\xfb", 1), "section plan: "),
-    ("an unknown kind of call", in_tree(lambda t: t["phases"][0]["launches"][0]["kernels"].update(cpu={"type": "\x1b" * 900})), r"Invalid value '\\x1b"),
-]  # fmt: skip
+    (
+        "an unknown kind of call",
+        in_tree(lambda t: t["phases"][0]["launches"][0]["kernels"].update(cpu={"type": "\x1b" * 900})),
+        r"Invalid value '\\x1b",
+    ),
+]
 
 
 @pytest.mark.parametrize(("change", "words"), [pytest.param(*row[1:], id=row[0]) for row in SPELLINGS])

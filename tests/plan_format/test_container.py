@@ -1,4 +1,4 @@
-"""Do sections lie in the file where the format says, and does a file that changes under the reader only give an error?"""
+"""Do sections lie in the file where the format says, and is a file that changes under the reader only an error?"""
 
 from __future__ import annotations
 

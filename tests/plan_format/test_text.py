@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hjgc.plan_format import Plan
+from hjgc.plan_format.structs import Phase
 from hjgc.plan_format.text import render
 from tests.plan_format.device_plan import device_plan
 from tests.plans import small_plan
@@ -35,9 +35,9 @@ def test_equal_plans_read_equally_however_their_maps_are_ordered() -> None:
     assert render(turned) == render(plan)
 
 
-def _turned(phase: Plan | object) -> object:
+def _turned(phase: Phase) -> Phase:
     launches = tuple(
         msgspec.structs.replace(launch, attributes=dict(reversed(launch.attributes.items())))
-        for launch in phase.launches  # type: ignore[attr-defined]
+        for launch in phase.launches
     )
     return msgspec.structs.replace(phase, launches=launches)
