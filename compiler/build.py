@@ -126,7 +126,7 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise CompileError(place, f"triton refused it: {words[-1]}") from error
     kinds: tuple[ParameterKind, ...] = (
-        *(parameter.kind(axes) for parameter in template.parameters),
+        *(parameter.kind(axes) for parameter in template.present(axes)),
         "scratch",
         "scratch",
     )
@@ -141,11 +141,12 @@ def _run_triton(template: Template, axes: Mapping[str, AxisValue], capability: i
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants = dict(template.constants(axes))
-    signature = {parameter.name: parameter.triton_type(axes) for parameter in template.parameters}
-    signature |= dict.fromkeys(constants, "constexpr")
+    present = {parameter.name: parameter.triton_type(axes) for parameter in template.present(axes)}
+    absent = {parameter.name: None for parameter in template.parameters if parameter.name not in present}
+    constants = absent | dict(template.constants(axes))
+    signature = present | dict.fromkeys(constants, "constexpr")
     # Operands lie at multiples of 256, so loads may be 16 bytes wide; fields of the parameter block only at 4.
-    aligned = [i for i, parameter in enumerate(template.parameters) if parameter.source == "operand"]
+    aligned = [i for i, p in enumerate(template.parameters) if p.source == "operand" and p.is_present(axes)]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(template.function, signature, constants, attributes)
     # Fusion is said, not left to a default that differs between versions of Triton: it decides the bits.

@@ -16,12 +16,13 @@ LAST_NOTE = "hjgc.folder"
 """`hjgc export` writes it at the very end: without it the file was cut, at a place that protobuf does not notice."""
 
 
-def check_proto(proto: onnx.ModelProto, path: Path) -> None:
-    """Raises InputError for a file that ends too early, CompileError for a graph that ONNX itself does not allow."""
+def check_proto(proto: onnx.ModelProto, path: Path, root: Path) -> None:
+    """`root` is the folder that its external data must lie in. Raises InputError for a file that ends too early,
+    CompileError for a graph that ONNX itself does not allow."""
     _check_whole(proto, path)
     _check_names(proto.graph, path)
     _check_nodes(proto, path)
-    _check_external_places(proto, path)
+    _check_external_places(proto, path, root)
 
 
 def _check_whole(proto: onnx.ModelProto, path: Path) -> None:
@@ -68,7 +69,7 @@ def _check_nodes(proto: onnx.ModelProto, path: Path) -> None:
             ) from None
 
 
-def _check_external_places(proto: onnx.ModelProto, path: Path) -> None:
+def _check_external_places(proto: onnx.ModelProto, path: Path, root: Path) -> None:
     """Weights of the main graph may lie in files beside the model; nothing else may, and no file outside its folder."""
     functions = chain.from_iterable(function.node for function in proto.functions)
     for tensor in _attribute_tensors(chain(proto.graph.node, functions)):
@@ -77,19 +78,19 @@ def _check_external_places(proto: onnx.ModelProto, path: Path) -> None:
             raise CompileError(path, problem, field=f"tensor {tensor.name!r}")
     for tensor in filter(_is_external, proto.graph.initializer):
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        check_location(location, path, f"initializer {tensor.name}")
+        check_location(location, path, root, f"initializer {tensor.name}")
 
 
-def check_location(location: str, path: Path, field: str) -> None:
-    """A relative path that stays inside the model's folder, by its words and by the links among its folders."""
+def check_location(location: str, path: Path, root: Path, field: str) -> None:
+    """A relative path that stays inside `root`, by its words and by the links among its folders."""
     parts = PurePosixPath(location).parts
     windows = PureWindowsPath(location)
     plain = parts and ".." not in parts and ".." not in windows.parts and "\0" not in location
     if not plain or PurePosixPath(location).is_absolute() or windows.drive or windows.root:
         problem = f"expected its data in a file inside the model's folder, found the place {location!r}"
         raise CompileError(path, problem, field=field, next_step="put the weights beside the model and name them so")
-    folder = (path.parent / location).parent
-    if not folder.resolve().is_relative_to(path.parent.resolve()):
+    folder = (root / location).parent
+    if not folder.resolve().is_relative_to(root.resolve()):
         problem = f"expected its data inside the model's folder, found {location!r} to lead to {folder.resolve()}"
         raise CompileError(path, problem, field=field, next_step="put the weights beside the model and name them so")
 

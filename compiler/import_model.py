@@ -35,18 +35,35 @@ def import_onnx(path: Path) -> ImportedModel:
     Raises InputError for a file that is missing, not ONNX or cut short; CompileError for a graph that ONNX does not
     allow, and for weights that are missing, short or outside the model's folder."""
     data = _read(path)
+    return ImportedModel(_load(data, path, path.parent), path.parent, path.stem, hashlib.sha256(data).hexdigest())
+
+
+def import_folder(folder: Path) -> ImportedModel:
+    """Trace a Hugging Face folder and keep the graph in memory; the weights are named where they lie.
+
+    Raises InputError for files that cannot be used."""
+    from hjgc.models.export import build_model
+
+    # By way of its bytes, which round numbers to float32: a folder and its export give the same plan.
+    data = ir.to_proto(build_model(folder)).SerializeToString(deterministic=True)
+    name = folder.resolve().name
+    return ImportedModel(_load(data, folder, folder), folder, name, hashlib.sha256(data).hexdigest())
+
+
+def _load(data: bytes, path: Path, root: Path) -> ir.Model:
+    """The model in these bytes of `path`, found well-formed, its weights found under `root`."""
     try:
         proto = onnx.ModelProto.FromString(data)
     except Exception as error:
         raise _not_onnx(path, data, error) from None
-    check_proto(proto, path)
+    check_proto(proto, path, root)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
         raise _not_onnx(path, data, error) from None
-    set_base_dir(model.graph, path.parent)
+    set_base_dir(model.graph, root)
     check_tensors(model, path, len(data))
-    return ImportedModel(model, path.parent, path.stem, hashlib.sha256(data).hexdigest())
+    return model
 
 
 def _not_onnx(path: Path, data: bytes, error: Exception) -> InputError:
@@ -56,17 +73,6 @@ def _not_onnx(path: Path, data: bytes, error: Exception) -> InputError:
         f"expected an ONNX model, found bytes that do not parse, from {data[:8]!r} on ({words})",
         next_step="it may be cut short: copy or export it again",
     )
-
-
-def import_folder(folder: Path) -> ImportedModel:
-    """Trace a Hugging Face folder and keep the graph in memory; the weights are named where they lie.
-
-    Raises InputError for files that cannot be used."""
-    from hjgc.models.export import build_model
-
-    model = build_model(folder)
-    data = ir.to_proto(model).SerializeToString(deterministic=True)
-    return ImportedModel(model, folder, folder.resolve().name, hashlib.sha256(data).hexdigest())
 
 
 def _read(path: Path) -> bytes:

@@ -113,9 +113,9 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
     leftovers = [node for node in model.graph if not _is_covered(node)]
     if not leftovers:
         return
-    why = {note.node: note.why for note in journal.notes.values()}
-    node = min(leftovers, key=lambda node: _is_likely_victim(node, why))
-    near = f" ({why[node_name(node)]})" if node_name(node) in why else ""
+    why = _reasons(journal)
+    node = min(leftovers, key=lambda node: _likelihood(node, why))
+    near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else ""
     raise CompileError(
         path,
         f"expected an operator that a rule covers, found {node.domain or 'ai.onnx'}.{node.op_type}{near}"
@@ -125,11 +125,22 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
     )
 
 
-def _is_likely_victim(node: ir.Node, why: dict[str, str]) -> int:
-    """0: no rule knows the operator. 1: a rule said what stopped it. 2: left over because of another."""
+def _reasons(journal: Journal) -> dict[str, list[str]]:
+    """What stopped each rule that tried a node, each reason once, by node."""
+    found: dict[str, dict[str, None]] = {}
+    for note in journal.notes.values():
+        found.setdefault(note.node, {})[note.why] = None
+    return {node: list(reasons) for node, reasons in found.items()}
+
+
+def _likelihood(node: ir.Node, why: dict[str, list[str]]) -> int:
+    """How far the node is from the cause. 0: no rule knows the operator. 1: a rule said what stopped it. 2: it computes
+    with the model's numbers. 3: it computes with sizes."""
     if node.domain not in ("", "ai.onnx", DOMAIN) or (node.domain != DOMAIN and node.op_type not in IN_PATTERNS):
         return 0
-    return 1 if node_name(node) in why else 2
+    if node_name(node) in why:
+        return 1
+    return 2 if node.outputs[0].dtype in FLOATS else 3
 
 
 def _is_covered(node: ir.Node) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
@@ -83,9 +85,18 @@ class Tables:
         tensor = value.const_value
         if tensor is None or tensor.nbytes > MAX_INLINE_BYTES:
             raise CompileError(self.path, "expected a small constant, found none or a large one", field=name)
-        data = tensor.numpy().astype(NUMPY[dtype]).tobytes()
+        data = _values(tensor).astype(NUMPY[dtype]).tobytes()
         self.constant_bytes += bytes(-len(self.constant_bytes) % CONSTANT_ALIGNMENT)
         shape = tuple(int(axis) for axis in tensor.shape.numpy())
         entry = Constant(name, dtype, shape, len(self.constant_bytes), len(data))
         self.constant_bytes += data
         return entry
+
+
+def _values(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """Its elements. A small tensor in a weight file is read plainly: onnx_ir reads no file that has hard links."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    with open(Path(tensor.base_dir) / tensor.location, "rb") as file:
+        file.seek(tensor.offset or 0)
+        return np.frombuffer(file.read(tensor.nbytes), tensor.dtype.numpy())

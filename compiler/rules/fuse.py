@@ -184,6 +184,8 @@ class FuseResidual(Rule):
         residual, product = m["residual"], m["product"]
         if is_weight(residual):
             return "what is added is a weight, not an activation"
+        if residual is product:
+            return "it is added to itself"
         if len(producer(product).inputs) > 3:
             return "the product has a residual already"
         return None if static_shape(residual) == static_shape(product) else "what is added has another shape"

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
-from tests.models.checkpoints import write_checkpoint
 
 from hjgc.compiler import CompileResult, compile_model
 from hjgc.models.export import export_model
+from tests.models.checkpoints import write_checkpoint
 
 VARIANTS = ("mha", "gqa", "tied", "bias", "qknorm", "llama3rope")
 SMALL: dict[str, Any] = {"prompt": (1, 16), "context": 64}

@@ -1,7 +1,7 @@
-"""Does each stage say of a small model what it always said? The dumps of `HJGC_DUMP`, compared with tests/compiler/golden.
+"""Does each stage say of a small model what it always said? What HJGC_DUMP writes, compared with tests/compiler/golden.
 
-After a change that is meant: `HJGC_ACCEPT_GOLDEN=1 pytest tests/compiler/test_golden.py`, then read the difference in git
-before it goes in.
+After a change that is meant: `HJGC_ACCEPT_GOLDEN=1 pytest tests/compiler/test_golden.py`, then read the difference in
+git before it goes in.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from tests.compiler.exports import SMALL, exported
 
 from hjgc.compiler import compile_model
+from tests.compiler.exports import SMALL, exported
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGES = ("recognise", "specialise", "classify", "plan_memory", "segment", "emit")

@@ -1,4 +1,4 @@
-"""Do two activations that live at the same time ever share a byte of the arena, and is memory reused when they do not?"""
+"""Do two activations that live at the same time ever share a byte, and is memory reused when they do not?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from hjgc.compiler.plan_memory import ALIGNMENT, find_overlap, plan_memory
 from hjgc.compiler.program import Program, Step, Tensor
+from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.sizes import Size, SizeDeclaration
 from hjgc.plan_format.structs import Buffer
 
@@ -32,7 +33,7 @@ def random_program(seed: int) -> Program:
         operands = {f"in{i}": tensor for i, tensor in enumerate(read_some(rng, tensors))}
         for i in range(rng.randint(1, 2)):
             rows = rng.choice([1, ROWS, Size("tokens")])
-            dtype = rng.choice(["float32", "float16"])
+            dtype: DType = rng.choice(["float32", "float16"])
             tensors.append(Tensor(f"t{number}.{i}", "buffer", dtype, (rows, rng.choice([1, 7, 64, 160, 1000]))))
             operands[f"out{i}"] = tensors[-1]
         operands["weight"] = Tensor("w", "weight", "float32", (64, 64))
@@ -80,7 +81,7 @@ def test_every_activation_has_room_for_its_largest_size_and_lives_as_long_as_it_
     }
     assert all(0 <= buffer.bytes - wanted[buffer.name].bytes < ALIGNMENT for buffer in memory.buffers)
     assert all(buffer.offset % ALIGNMENT == 0 for buffer in memory.buffers)
-    assert all(0 <= buffer.offset and buffer.offset + buffer.bytes <= memory.bytes for buffer in memory.buffers)
+    assert all(buffer.offset >= 0 and buffer.offset + buffer.bytes <= memory.bytes for buffer in memory.buffers)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

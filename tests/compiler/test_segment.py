@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from tests.compiler.exports import SMALL, VARIANTS, exported
 
 from hjgc.compiler import compile_model
 from hjgc.compiler.classify import Dynamic, Static, classify
@@ -16,6 +15,7 @@ from hjgc.compiler.program import Program, Step, Tensor
 from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.sizes import Size, SizeDeclaration
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Segment, StaticSegment
+from tests.compiler.exports import SMALL, VARIANTS, exported
 
 PER_LAYER = ["attention_inputs", "attention", "linear", "gated_linear", "linear"]
 
@@ -49,7 +49,9 @@ def test_a_phase_is_one_static_segment_from_the_embedding_to_the_sampled_token(v
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_layer_is_five_launches_in_both_phases(variant: str) -> None:
     for phase in plan_of(variant).phases:
-        layers = Counter(launch.name.rsplit(".", 1)[0] for launch in phase.launches if launch.name.startswith("layers."))
+        layers = Counter(
+            launch.name.rsplit(".", 1)[0] for launch in phase.launches if launch.name.startswith("layers.")
+        )
         assert layers == {"layers.0": 5, "layers.1": 5}
 
 

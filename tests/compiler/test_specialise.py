@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from tests.compiler.exports import copy_of, exported
 
 from hjgc.compiler import compile_model
 from hjgc.compiler.specialise import choose_buckets
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.opening import open_session
+from tests.compiler.exports import copy_of, exported
 
 RANGES = [
     *((low, high) for high in range(1, 70) for low in range(1, high + 1)),
