@@ -3,52 +3,83 @@ follows a name or a number in it."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message
 
 from hjgc.plan_format.errors import CompileError, InputError
 
-LAST_NOTE = "hjgc.folder"
-"""`hjgc export` writes it at the very end: without it the file was cut, at a place that protobuf does not notice."""
+KNOWN_OPSET = onnx.defs.onnx_opset_version()
+CUT = "it may be damaged or cut short: copy or export it again"
+PLACE_KEYS = ("location", "offset", "length", "checksum", "basepath")
+LAST_NOTE = "hjgc.model_type"
+"""The very end of what `hjgc export` writes: without it the file was cut, at a place that protobuf does not notice."""
 
 
 def check_proto(proto: onnx.ModelProto, path: Path, root: Path) -> None:
     """`root` is the folder that its external data must lie in. Raises InputError for a file that ends too early,
     CompileError for a graph that ONNX itself does not allow."""
+    _check_text(proto, path)
     _check_whole(proto, path)
+    _check_external_places(proto, path, root)
     _check_names(proto.graph, path)
     _check_nodes(proto, path)
-    _check_external_places(proto, path, root)
+
+
+def _check_text(message: Message, path: Path) -> None:
+    """Protobuf hands out a string that is no UTF-8 as bytes, which nobody expects."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and any(isinstance(text, bytes) for text in _repeated(value)):
+            raise InputError(path, "expected names in UTF-8, found other bytes", field=field.full_name, next_step=CUT)
+        if field.type == field.TYPE_MESSAGE:
+            for each in _repeated(value):
+                _check_text(each, path)
+
+
+def _repeated(value: Any) -> Iterable[Any]:
+    return [value] if isinstance(value, str | bytes | Message) else value
 
 
 def _check_whole(proto: onnx.ModelProto, path: Path) -> None:
-    next_step = "it may be cut short: copy or export it again"
     if not proto.graph.node:
-        raise InputError(path, "expected an ONNX model with nodes, found an empty graph", next_step=next_step)
-    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        raise InputError(path, "expected an ONNX model with nodes, found an empty graph", next_step=CUT)
+    version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
+    if version is None:
         problem = "expected the version of the standard operators, found none"
-        raise InputError(path, problem, field="opset_import", next_step=next_step)
+        raise InputError(path, problem, field="opset_import", next_step=CUT)
+    if version > KNOWN_OPSET:
+        problem = f"expected version {KNOWN_OPSET} of the standard operators or one before it, found {version}"
+        raise InputError(path, problem, field="opset_import", next_step="install a newer onnx, if there is one")
     if proto.producer_name == "hjgc" and LAST_NOTE not in {entry.key for entry in proto.metadata_props}:
         raise InputError(
-            path, "expected what hjgc export writes last, found it missing", field=LAST_NOTE, next_step=next_step
+            path, "expected what hjgc export writes last, found it missing", field=LAST_NOTE, next_step=CUT
         )
 
 
 def _check_names(graph: onnx.GraphProto, path: Path) -> None:
-    """Every value is made once. An initializer may give an input its default."""
-    inputs = (value.name for value in graph.input)
-    weights = (tensor.name for tensor in graph.initializer)
+    """Every value is made, and made once. An initializer may give an input its default."""
+    inputs = [value.name for value in graph.input]
+    weights = [tensor.name for tensor in graph.initializer]
     made = [name for node in graph.node for name in node.output if name]
-    for names in (chain(inputs, made), chain(weights, made)):
-        seen: set[str] = set()
-        for name in names:
-            if name in seen:
-                raise CompileError(path, "expected each value made once, found it twice", field=f"value {name!r}")
-            seen.add(name)
+    for names in ([*inputs, *made], [*weights, *made]):
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise CompileError(path, "expected each value made once, found it twice", field=f"value {twice!r}")
+    known = {"", *inputs, *weights, *made}
+    if unknown := next((value.name for value in graph.output if value.name not in known), None):
+        raise CompileError(
+            path, "expected a node that makes it, found none", field=f"output {unknown!r}", next_step=CUT
+        )
+    for node in graph.node:
+        if unknown := next((name for name in node.input if name not in known), None):
+            problem = f"expected operands that the graph makes, found {unknown!r}, which nothing does"
+            raise CompileError(path, problem, field=f"node {node.name!r}", next_step=CUT)
 
 
 def _check_nodes(proto: onnx.ModelProto, path: Path) -> None:
@@ -77,8 +108,13 @@ def _check_external_places(proto: onnx.ModelProto, path: Path, root: Path) -> No
             problem = "expected external data for weights only, found it in a node's attribute"
             raise CompileError(path, problem, field=f"tensor {tensor.name!r}")
     for tensor in filter(_is_external, proto.graph.initializer):
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        check_location(location, path, root, f"initializer {tensor.name}")
+        field = f"initializer {tensor.name}"
+        keys = [entry.key for entry in tensor.external_data]
+        if "location" not in keys or len(set(keys)) < len(keys) or not set(keys) <= set(PLACE_KEYS):
+            problem = f"expected each of {', '.join(PLACE_KEYS[:3])} at most once, found {', '.join(keys) or 'nothing'}"
+            raise CompileError(path, problem, field=field, next_step=CUT)
+        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+        check_location(location, path, root, field)
 
 
 def check_location(location: str, path: Path, root: Path, field: str) -> None:
@@ -140,7 +176,7 @@ def check_external_data(model: ir.Model, path: Path) -> None:
         if isinstance(tensor, ir.ExternalTensor):
             file = Path(tensor.base_dir) / tensor.location
             if file not in sizes:
-                sizes[file] = file.stat().st_size if file.is_file() else None
+                sizes[file] = file.stat().st_size if os.path.isfile(file) else None
             _check_external(tensor, sizes[file], path)
 
 

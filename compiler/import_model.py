@@ -67,7 +67,10 @@ def _load(data: bytes, path: Path, root: Path) -> ir.Model:
 
 
 def _not_onnx(path: Path, data: bytes, error: Exception) -> InputError:
-    words = " ".join(str(error).split())[:200] or type(error).__name__
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    words = " ".join(str(cause).split())[:200] or type(cause).__name__
     return InputError(
         path,
         f"expected an ONNX model, found bytes that do not parse, from {data[:8]!r} on ({words})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def compile_model(
     stages, dumper = _Stages(progress or (lambda _: None)), dump.Dumper()
 
     with stages.stage("import"):
-        imported = import_folder(path) if path.is_dir() else import_onnx(path)
+        imported = import_folder(path) if os.path.isdir(path) else import_onnx(path)
         dumper.write("import", lambda: dump.graph_text(imported.model))
     with stages.stage("normalise"):
         graph = normalise(imported.model, path)
@@ -127,16 +128,16 @@ def compile_model(
 
 def _check_output(output: Path, model: Path) -> None:
     """Refuse at once what would be refused at the end, or would replace what is read. Raises InputError."""
-    if output.is_dir():
+    if os.path.isdir(output):  # unlike Path.is_dir, says no to a name that cannot be one
         raise InputError(output, "expected a file to write, found a folder", next_step="name a file in it")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         problem = f"expected a folder to write into, found none at {output.parent}"
         raise InputError(output, problem, next_step="make the folder, or choose another output path")
     _check_apart(output, model)
 
 
 def _check_apart(output: Path, source: Path) -> None:
-    if output.exists() and source.exists() and output.samefile(source):
+    if os.path.exists(output) and os.path.exists(source) and output.samefile(source):
         problem = "expected an output of its own, found a file that the plan is made from"
         raise InputError(output, problem, next_step="choose another output path")
 

@@ -104,10 +104,11 @@ def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """Each axis, None where it is symbolic; None if the rank is unknown."""
-    if value is None or value.shape is None:
+    """Each axis, None where it is symbolic; None if the rank is unknown. Of a weight what it is, not what is noted."""
+    if value is None:
         return None
-    return tuple(axis if isinstance(axis, int) else None for axis in value.shape)
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    return None if shape is None else tuple(axis if isinstance(axis, int) else None for axis in shape)
 
 
 def is_weight(value: ir.Value | None) -> bool:
