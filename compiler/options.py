@@ -32,7 +32,8 @@ def check_options(
     """Options, or InputError that names the one that makes no sense."""
     for target in targets:
         if target != "cpu" and target not in TARGETS:
-            raise InputError("--target", f"expected one of cpu, {', '.join(TARGETS)}, found {target!r}")
+            known = ", ".join(map(str, TARGETS.values()))
+            raise InputError("--target", f"expected cpu or sm_NN, found {target!r}", next_step=f"NN is one of {known}")
     if not targets or len(set(targets)) != len(targets):
         raise InputError("--target", f"expected each target once, found {', '.join(targets) or 'none'}")
     low, high = prompt
