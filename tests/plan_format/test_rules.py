@@ -350,6 +350,11 @@ SMALL: list[tuple[str, Change, str]] = [
     ("no buckets", put("phases.0.schedules.0.segments.0.key.buckets", []), r"key\.buckets: expected rising to 16"),
     ("a half-empty graph", put("phases.0.schedules.0.segments.0.key.buckets", [2, 7, 16]), r"key\.buckets"),
     ("buckets that fall", put("phases.0.schedules.0.segments.0.key.buckets", [2, 4, 4, 8, 16]), r"key\.buckets"),
+    (
+        "a bucket under the range",
+        all_of(put("phases.0.sizes.0.low", 3), put("phases.0.schedules.0.segments.0.key.buckets", [2, 4, 8, 16])),
+        r"key\.buckets: expected rising to 16",
+    ),
     ("buckets that end early", put("phases.0.schedules.0.segments.0.key.buckets", [2, 4, 8]), r"key\.buckets"),
     ("many buckets", put("phases.0.schedules.0.segments.0.key.buckets", [1] * 4097), r"key\.buckets: expected at most"),
     (
@@ -477,6 +482,10 @@ def check_complaint(plan: Plan, change: Change, words: str) -> None:
         verify(broken(plan, change), SECTIONS, Path("p.hjg"))
 
 
+WITH_BUCKETS = ((0, 0), (1, 0), (1, 2), (2, 0))
+"""Schedule and static segment of the small plan's prefill."""
+
+
 def nothing(tree: dict[str, Any]) -> None:
     """Change nothing."""
 
@@ -484,6 +493,11 @@ def nothing(tree: dict[str, Any]) -> None:
 def test_the_plans_that_are_broken_below_are_legal() -> None:
     for plan in (small_plan(), device_plan()):
         verify(broken(plan, nothing), SECTIONS, Path("p.hjg"))
+
+
+def test_buckets_may_begin_later_than_the_range_does() -> None:
+    change = [put(f"phases.0.schedules.{i}.segments.{j}.key.buckets", [12, 16]) for i, j in WITH_BUCKETS]
+    verify(broken(small_plan(), all_of(*change)), SECTIONS, Path("p.hjg"))
 
 
 @pytest.mark.parametrize(("change", "words"), [pytest.param(*row[1:], id=row[0]) for row in SMALL])
