@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hjgc.plan_format.errors import CompileError
-from hjgc.plan_format.sizes import Expression
+from hjgc.plan_format.sizes import Binary, Expression
 from hjgc.plan_format.structs import (
     Argument,
     AttributeArgument,
@@ -56,11 +56,16 @@ class OneOf:
 class Parameter:
     """One parameter of the kernel, in order. `source` is what a launch passes: the address of the operand with this
     role, the address of the parameter block's field, or the value of the attribute. `dtype` is an element type, or the
-    axis that names it."""
+    axis that names it. `when` names the axis without which the kernel is built without the parameter, and gets None for
+    it: an operand that may be absent."""
 
     name: str
     source: Literal["operand", "field", "attribute"]
     dtype: str
+    when: str | None = None
+
+    def is_present(self, axes: Axes) -> bool:
+        return self.when is None or axes[self.when] is True
 
     def triton_type(self, axes: Axes) -> str:
         dtype = TRITON_TYPES[str(axes.get(self.dtype, self.dtype))]
@@ -81,14 +86,15 @@ class Parameter:
 class Template:
     """`function` is an ordinary Triton function: `parameters` in order, then its constexpr arguments, which `constants`
     computes from the axes. The axis `warps` sets the threads; `pdl`, where there is one, says that the function waits
-    for its predecessor (and needs sm_90). `grid` is written over the letters of the op's axes."""
+    for its predecessor (and needs sm_90). `grid` is written over the letters of the op's axes. An op may have several
+    templates: the name of one is the name of its file."""
 
     op: str
     function: Any
     parameters: tuple[Parameter, ...]
     axes: Mapping[str, Whole | OneOf]
     constants: Callable[[Axes], Mapping[str, AxisValue]]
-    grid: Callable[[Mapping[str, Expression]], Grid]
+    grid: Callable[[Mapping[str, Expression], Axes], Grid]
 
     def check(self, axes: Axes) -> None:
         """Raises CompileError for an axis that is missing, unknown, or outside its legal values."""
@@ -99,10 +105,22 @@ class Template:
             if not legal.allows(axes[name]):
                 raise CompileError(place, f"expected {legal}, found {axes[name]!r}", field=f"axis {name}")
 
-    def call(self, variant: int, operands: tuple[Operand, ...], letters: Mapping[str, Expression]) -> TemplateCall:
-        """How a launch with these operands calls this template, built as `plan.variants[variant]`."""
+    def present(self, axes: Axes) -> tuple[Parameter, ...]:
+        """The parameters that the kernel has when it is built with these axes."""
+        return tuple(parameter for parameter in self.parameters if parameter.is_present(axes))
+
+    def call(
+        self, variant: int, axes: Axes, operands: tuple[Operand, ...], letters: Mapping[str, Expression]
+    ) -> TemplateCall:
+        """How a launch with these operands calls this template, built with `axes` as `plan.variants[variant]`."""
         roles = [operand.role for operand in operands]
-        return TemplateCall(variant, self.grid(letters), tuple(_argument(p, roles) for p in self.parameters))
+        arguments = tuple(_argument(parameter, roles) for parameter in self.present(axes))
+        return TemplateCall(variant, self.grid(letters, axes), arguments)
+
+
+def blocks(count: Expression, block: int) -> Expression:
+    """How many blocks cover `count`."""
+    return -(-count // block) if isinstance(count, int) else Binary("ceil_div", count, block)
 
 
 def _argument(parameter: Parameter, roles: list[str]) -> Argument:

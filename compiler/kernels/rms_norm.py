@@ -60,5 +60,5 @@ TEMPLATE = Template(
         "pdl": OneOf((False, True)),
     },
     constants=constants,
-    grid=lambda letters: (letters["M"], 1, 1),
+    grid=lambda letters, axes: (letters["M"], 1, 1),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hjgc.plan_format.ops.declaration import PARAMETERS, Dims, Op, read, write
+from hjgc.plan_format.ops.declaration import PARAMETERS, Dims, Op, read, update, write
 
 
 def attend(query: Any, key: Any, value: Any, start: int, scale: float) -> Any:
@@ -16,8 +16,8 @@ def attend(query: Any, key: Any, value: Any, start: int, scale: float) -> Any:
     rows, heads, size = query.shape
     groups = heads // key.shape[0]
     if rows == 1:
-        stacked = query.reshape(1, key.shape[0], groups, size)
-        return F.scaled_dot_product_attention(stacked, key[None], value[None], scale=scale).view(1, heads, size)
+        scores = torch.bmm(query.view(key.shape[0], groups, size), key.transpose(1, 2)).mul_(scale)
+        return torch.bmm(torch.softmax(scores, -1), value).view(1, heads, size)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
     mask = None
@@ -28,7 +28,19 @@ def attend(query: Any, key: Any, value: Any, start: int, scale: float) -> Any:
     )[0].transpose(0, 1)
 
 
-def reference(query: Any, key_cache: Any, value_cache: Any, parameters: Any, y: Any, *, scale: float) -> None:
+def reference(
+    query: Any,
+    key_cache: Any,
+    value_cache: Any,
+    parameters: Any,
+    y: Any,
+    partials: Any = None,
+    counters: Any = None,
+    *,
+    scale: float,
+) -> None:
+    """`partials` and `counters` are for kernels that share the cache out: scratch, and zeros that they leave zero."""
+    del partials, counters
     rows, start = query.shape[0], parameters.start
     key, value = key_cache[:, : start + rows], value_cache[:, : start + rows]
     result = attend(query, key.to(query.dtype), value.to(query.dtype), start, scale)
@@ -53,6 +65,8 @@ OP = Op(
         read("value_cache", "G C D", "cache"),
         PARAMETERS,
         write("y", "M A"),
+        write("partials", "S", "float32", optional=True),
+        update("counters", "G", "int32", optional=True),
     ),
     attributes={"scale": float},
     reference=reference,

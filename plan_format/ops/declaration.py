@@ -39,12 +39,12 @@ def constant(name: str, axes: str, dtype: DTypeRole = "weights", *, optional: bo
     return Role(name, tuple(axes.split()), dtype, "read", optional, constant=True)
 
 
-def write(name: str, axes: str, dtype: DTypeRole = "compute") -> Role:
-    return Role(name, tuple(axes.split()), dtype, "write")
+def write(name: str, axes: str, dtype: DTypeRole = "compute", *, optional: bool = False) -> Role:
+    return Role(name, tuple(axes.split()), dtype, "write", optional)
 
 
-def update(name: str, axes: str, dtype: DTypeRole) -> Role:
-    return Role(name, tuple(axes.split()), dtype, "read_write")
+def update(name: str, axes: str, dtype: DTypeRole, *, optional: bool = False) -> Role:
+    return Role(name, tuple(axes.split()), dtype, "read_write", optional)
 
 
 STATES: Mapping[str, str] = {

@@ -11,9 +11,10 @@ from typing import Any
 from hjgc.plan_format.ops.declaration import UPDATED_PARAMETERS, Op, read, update, write
 
 
-def reference(logits: Any, history: Any, parameters: Any, sampled: Any) -> None:
+def reference(logits: Any, history: Any, parameters: Any, sampled: Any, scores: Any = None) -> None:
     """The logits stay as they were; `history[start + length]` and `sampled[0]` get the token; then `start` grows by
-    `length` and `length` becomes 1."""
+    `length` and `length` becomes 1. `scores` is scratch for kernels."""
+    del scores
     end = parameters.start + parameters.length
     if parameters.temperature == 0.0 and parameters.repetition_penalty == 1.0:
         token = int(logits[0].argmax())
@@ -102,6 +103,7 @@ OP = Op(
         update("history", "C", "int32"),
         UPDATED_PARAMETERS,
         write("sampled", "1", "int32"),
+        write("scores", "V", "float32", optional=True),
     ),
     attributes={},
     reference=reference,

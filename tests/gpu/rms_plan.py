@@ -96,7 +96,7 @@ def _phase(target: str, launches: int, edge: EdgeKind) -> Phase:
             Operand("weight", "weight", i, "read"),
             Operand("y", "buffer", i + 1, "write"),
         )
-        call = kernel.call(0, operands, {"M": rows, "H": COLUMNS})
+        call = kernel.call(0, AXES, operands, {"M": rows, "H": COLUMNS})
         steps.append(Launch(f"norm{i}", "rms_norm", operands, {target: call}, {"epsilon": EPSILON}))
     numbers = tuple(range(launches))
     return Phase(
