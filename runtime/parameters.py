@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.structs import ParameterBlock
 
+C_TYPES = {"int32": ctypes.c_int32, "uint32": ctypes.c_uint32, "float32": ctypes.c_float}
+
 
 class Parameters:
-    """The block's fields as attributes, over its bytes (`data`, uint8). Setting one writes the bytes."""
-
-    __slots__ = ("_fields", "data")
-
-    data: NDArray[np.uint8]
-    _fields: dict[str, NDArray[np.generic]]
+    """The block: its bytes as `data` (uint8), its fields as attributes of `fields`, which reads and writes the same
+    bytes. A C structure, because every launch reads it and attribute access must cost next to nothing."""
 
     def __init__(self, block: ParameterBlock) -> None:
-        data = np.zeros(block.bytes, np.uint8)
-        fields = {field.name: data[field.offset : field.offset + 4].view(field.dtype) for field in block.fields}
-        object.__setattr__(self, "data", data)
-        object.__setattr__(self, "_fields", fields)
-
-    def __getattr__(self, name: str) -> int | float:
-        try:
-            return self._fields[name].item()
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def __setattr__(self, name: str, value: int | float) -> None:
-        self._fields[name][0] = value
+        ordered = sorted(block.fields, key=lambda field: field.offset)
+        layout = type("Block", (ctypes.Structure,), {"_fields_": [(f.name, C_TYPES[f.dtype]) for f in ordered]})
+        self.data: NDArray[np.uint8] = np.zeros(block.bytes, np.uint8)
+        self.fields: Any = layout.from_buffer(self.data)
+        for field in ordered:
+            assert getattr(layout, field.name).offset == field.offset, "the block has gaps"

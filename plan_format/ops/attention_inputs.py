@@ -11,13 +11,14 @@ from hjgc.plan_format.ops.rms_norm import normalise
 
 
 def rotate(x: Any, cos: Any, sin: Any) -> Any:
-    """Rotate the two halves of the last axis of x [M, heads, D] by cos, sin [M, D/2] (the layout LLaMA uses)."""
+    """The two halves of the last axis of x [M, heads, D] rotated by cos, sin [M, 1, D/2] (the layout LLaMA uses)."""
     import torch
 
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (first, second), (to_first, to_second) = x.chunk(2, -1), turned.chunk(2, -1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+    return turned
 
 
 def reference(
@@ -37,14 +38,21 @@ def reference(
     epsilon: float,
     head_norm_epsilon: float,
 ) -> None:
+    import torch
+
     heads, (kv_heads, _, size) = query.shape[1], key_cache.shape
     rows, start = x.shape[0], parameters.start
     qkv = multiply(normalise(x, norm_weight, epsilon), weight, bias).view(rows, heads + 2 * kv_heads, size)
-    q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
     if query_norm is not None:
+        q, k = qk.split((heads, kv_heads), 1)
         q, k = normalise(q, query_norm, head_norm_epsilon), normalise(k, key_norm, head_norm_epsilon)
-    query.copy_(rotate(q, cos, sin))
-    key_cache[:, start : start + rows] = rotate(k, cos, sin).transpose(0, 1)
+        qk = torch.cat((q, k), 1)
+    if cos.dtype != x.dtype:
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned = rotate(qk, cos.unsqueeze(1), sin.unsqueeze(1))
+    query.copy_(turned[:, :heads])
+    key_cache[:, start : start + rows] = turned[:, heads:].transpose(0, 1)
     value_cache[:, start : start + rows] = v.transpose(0, 1)
 
 

@@ -63,13 +63,13 @@ class CpuBackend:
             "weight": read_weights(plan, weights_root, plan_file.path),
             "constant": read_constants(plan, plan_file.section("constants")),
             "state": [allocate(state.shape, state.dtype, clear=True) for state in plan.states],
-            "parameters": [self._parameters],
+            "parameters": [self._parameters.fields],
         }
         self._states = {state.name: tensor for state, tensor in zip(plan.states, self._tables["state"], strict=True)}
 
     def write_parameters(self, values: Mapping[str, int | float]) -> None:
         for name, value in values.items():
-            setattr(self._parameters, name, value)
+            setattr(self._parameters.fields, name, value)
 
     def write_history(self, offset: int, ids: Sequence[int]) -> None:
         self._states["history"][offset : offset + len(ids)] = torch.tensor(ids, dtype=torch.int32)

@@ -22,6 +22,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+ALIGNMENT = 4096
+"""Of each weight inside the one piece of memory that holds them all: one piece is what huge pages pay for."""
 
 
 def allocate(shape: Sequence[int], dtype: str, *, clear: bool = False) -> torch.Tensor:
@@ -37,7 +39,11 @@ def read_weights(plan: Plan, root: Path, place: Path) -> list[torch.Tensor]:
     against."""
     paths = [check_weight_file(file, root, place) for file in plan.files]
     maps = [_map(path) for path in paths]
-    return [_pack(weight, maps) for weight in plan.weights]
+    places = [0]
+    for weight in plan.weights:
+        places.append(-(-(places[-1] + weight.bytes) // ALIGNMENT) * ALIGNMENT)
+    memory = allocate((places[-1],), "uint8")
+    return [_pack(weight, maps, memory[place:]) for weight, place in zip(plan.weights, places, strict=False)]
 
 
 def read_constants(plan: Plan, section: bytes) -> list[torch.Tensor]:
@@ -55,8 +61,10 @@ def _map(path: Path) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
 
-def _pack(weight: Weight, maps: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> torch.Tensor:
-    packed = allocate(weight.shape, weight.dtype)
+def _pack(
+    weight: Weight, maps: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]], memory: torch.Tensor
+) -> torch.Tensor:
+    packed = memory[: weight.bytes].view(TORCH_DTYPES[weight.dtype]).view(weight.shape)
     row = 0
     for source in weight.sources:
         rows = _view(source, maps[source.file])
