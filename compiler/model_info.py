@@ -46,7 +46,7 @@ def _sampling(generation: dict[str, Any], folder: Path) -> dict[str, float]:
     for name, value in found.items():
         if not _is_number(value):
             raise InputError(folder / "generation_config.json", f"expected a number, found {value!r}", field=name)
-    return {name: float(value) for name, value in found.items()}
+    return {"temperature": 1.0} | {name: float(value) for name, value in found.items()}
 
 
 def _is_number(value: Any) -> bool:

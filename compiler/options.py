@@ -11,6 +11,8 @@ from hjgc.plan_format.errors import InputError
 ComputeDType = Literal["float32", "float16", "bfloat16"]
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 DEFAULT_CONTEXT = 4096
+DEFAULT_PROMPT = (1, 512)
+"""Up to the context, where that is smaller."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Options:
     cache; None takes float32 on the CPU and the checkpoint's on a GPU."""
 
     targets: tuple[str, ...] = ("cpu",)
-    prompt: tuple[int, int] = (1, 512)
+    prompt: tuple[int, int] = DEFAULT_PROMPT
     context: int | None = None
     dtype: ComputeDType | None = None
     digest: bool = False
@@ -41,6 +43,8 @@ def check_options(
         raise InputError("--prompt", f"expected LOW:HIGH with 1 <= LOW <= HIGH, found {low}:{high}")
     if context is not None and context < 2:
         raise InputError("--context", f"expected at least 2 tokens, found {context}")
+    if context is not None and prompt == DEFAULT_PROMPT:
+        low, high = prompt = (low, min(high, context))
     if context is not None and high > context:
         raise InputError("--prompt", f"expected at most the context of {context}, found {high}")
     if dtype is not None and dtype not in COMPUTE_DTYPES:

@@ -17,7 +17,7 @@ from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
 from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
 from hjgc.compiler.model_info import read_model_info
 from hjgc.compiler.normalise import normalise
-from hjgc.compiler.options import Options, check_options
+from hjgc.compiler.options import DEFAULT_PROMPT, Options, check_options
 from hjgc.compiler.plan_memory import plan_memory
 from hjgc.compiler.program import Network, Program
 from hjgc.compiler.recognise import recognise
@@ -66,7 +66,7 @@ def compile_model(
     output: str | Path,
     *,
     targets: Sequence[str] = ("cpu",),
-    prompt: tuple[int, int] = (1, 512),
+    prompt: tuple[int, int] = DEFAULT_PROMPT,
     context: int | None = None,
     dtype: str | None = None,
     digest: bool = False,

@@ -47,7 +47,7 @@ class TextFile(Record, frozen=True):
 
 
 class Model(Record, frozen=True):
-    """What the plan serves. `context` counts tokens, prompt and answer together."""
+    """What the plan serves. `context` counts the tokens that the cache holds, prompt and answer together."""
 
     name: str
     architecture: str

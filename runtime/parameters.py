@@ -19,7 +19,7 @@ class Parameters:
 
     def __init__(self, block: ParameterBlock) -> None:
         ordered = sorted(block.fields, key=lambda field: field.offset)
-        layout = type("Block", (ctypes.Structure,), {"_fields_": [(f.name, C_TYPES[f.dtype]) for f in ordered]})
+        layout: Any = type("Block", (ctypes.Structure,), {"_fields_": [(f.name, C_TYPES[f.dtype]) for f in ordered]})
         self.data: NDArray[np.uint8] = np.zeros(block.bytes, np.uint8)
         self.fields: Any = layout.from_buffer(self.data)
         for field in ordered:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hjgc.plan_format.errors import PlanError, RunError
+from hjgc.plan_format.fingerprint import file_under_root
 from hjgc.plan_format.structs import Model, TextFile
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def load_tokenizer(model: Model, root: Path) -> Tokenizer | None:
     missing, is not the one the plan was compiled with, or is no tokenizer."""
     if model.tokenizer is None:
         return None
-    path = root / model.tokenizer.name
+    path = file_under_root(model.tokenizer.name, root, root / model.tokenizer.name, "$.model.tokenizer")
     _check_digest(path, model.tokenizer)
     from tokenizers import Tokenizer as Inner
 
@@ -65,14 +66,9 @@ def load_tokenizer(model: Model, root: Path) -> Tokenizer | None:
 
 def _check_digest(path: Path, expected: TextFile) -> None:
     """Read in blocks: a file of any size costs no memory before it is known to be the right one."""
-    if path.exists() and not path.is_file():
-        raise PlanError(path, "expected the plan's tokenizer, found no regular file", next_step=COMPILE_AGAIN)
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        next_step = "put it there, or name the folder that has it (weights)"
-        raise PlanError(path, "expected the plan's tokenizer, found nothing there", next_step=next_step) from None
     except OSError as error:
         raise PlanError(path, f"cannot be read: {error.strerror or error}") from None
     if found != expected.sha256:

@@ -23,7 +23,7 @@ from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Phase
 from hjgc.runtime.backend import LogitsProcessor, MemoryRef
-from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, read_constants, read_weights
+from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
 from hjgc.runtime.parameters import Parameters
 
 CALL_BYTES = 1024
@@ -53,6 +53,7 @@ class CpuBackend:
 
     def __init__(self, plan_file: PlanFile, weights_root: Path, *, threads: int | None = None) -> None:
         plan = plan_file.plan
+        check_memory(plan, plan_file.path)
         self._plan = plan
         self._threads = threads or torch.get_num_threads()
         self._prepared = threading.local()

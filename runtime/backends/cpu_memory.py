@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.fingerprint import check_weight_file
 from hjgc.plan_format.structs import Plan, Source, Weight
 
@@ -24,6 +26,18 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 ALIGNMENT = 4096
 """Of each weight inside the one piece of memory that holds them all: one piece is what huge pages pay for."""
+
+
+def check_memory(plan: Plan, place: Path) -> None:
+    """A plan says what it needs: refuse more than the machine has before any of it is allocated. Raises PlanError."""
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if plan.ledger.total > have:
+        raise PlanError(
+            place,
+            f"expected a plan for this machine's {have >> 20} MiB of memory, found one for {plan.ledger.total >> 20} MiB",
+            field="$.ledger.total",
+            next_step="compile with a smaller --context or a narrower --dtype",
+        )
 
 
 def allocate(shape: Sequence[int], dtype: str, *, clear: bool = False) -> torch.Tensor:

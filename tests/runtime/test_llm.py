@@ -486,10 +486,10 @@ def test_a_tokenizer_that_is_missing_or_changed_or_none_at_all_is_refused_before
     with pytest.raises(PlanError, match=r"expected sha256 .*, found .*; the tokenizer has changed"):
         LLM(path)
     file.unlink()
-    with pytest.raises(PlanError, match=r"tokenizer\.json: expected the plan's tokenizer, found nothing there"):
+    with pytest.raises(PlanError, match=r"tokenizer\.json.* found no such file"):
         LLM(path)
     file.mkdir()
-    with pytest.raises(PlanError, match="found no regular file"):
+    with pytest.raises(PlanError, match="found no such file"):
         LLM(path)
     file.rmdir()
     with pytest.raises(PlanError, match="expected a tokenizer, found"):
@@ -512,7 +512,7 @@ def test_the_weights_folder_is_the_plans_own_or_the_one_that_is_named(
     with pytest.raises(plan_format.InputError, match="elsewhere: expected the folder of the plan's weights"):
         LLM(path, weights=elsewhere)
     elsewhere.mkdir()
-    with pytest.raises(PlanError, match="found nothing there; put it there, or name the folder"):
+    with pytest.raises(PlanError, match="found no such file; give the weights root"):
         LLM(path, weights=elsewhere)
     (tmp_path / "tokenizer.json").rename(elsewhere / "tokenizer.json")
     LLM(path, weights=elsewhere).close()
