@@ -18,10 +18,10 @@ LENGTHS = (1, 5, 12, 13, 100, 130)
 STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=("qknorm", "bias"))
+def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("bits")
-    write_checkpoint(folder, variant="qknorm", seed=11)
+    write_checkpoint(folder, variant=request.param, seed=11)
     export_model(folder, folder / "model.onnx")
     yield compile_model(folder / "model.onnx", folder / "plan.hjg", prompt=(1, 128), context=256).path
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
-from hjgc.plan_format.structs import Launch, Operand, Phase
+from hjgc.plan_format.structs import DTypes, Launch, Operand, Phase
 from hjgc.runtime.backend import LogitsProcessor, MemoryRef
+from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
 from hjgc.runtime.parameters import Parameters
 
@@ -30,7 +31,7 @@ CALL_BYTES = 1024
 """What one bound call holds: the closure and its tensor views. An estimate, for the byte budget."""
 LENGTHS_KEPT = 4
 
-Call = Callable[[], None]
+FLOAT32 = DTypes("float32", "float32", "float32", "float32", "float32")
 
 
 class CpuGraph:
@@ -133,13 +134,22 @@ class CpuBackend:
     def _calls(self, graph: CpuGraph, tokens: int) -> list[Call]:
         calls = graph.calls.get(tokens)
         if calls is None:
-            calls = [self._bind(self._phases[graph.phase], number, tokens) for number in graph.launches]
+            calls = [self._capture(self._phases[graph.phase], number, tokens) for number in graph.launches]
             graph.calls[tokens] = calls
             if len(graph.calls) > LENGTHS_KEPT:
                 graph.calls.popitem(last=False)
         return calls
 
-    def _bind(self, phase: Phase, number: int, tokens: int, **extra: Any) -> Call:
+    def _capture(self, phase: Phase, number: int, tokens: int) -> Call:
+        """The bound form of a launch where its op has one, else its reference bound."""
+        bound = BOUND.get(phase.launches[number].op)
+        call = self._bind(phase, number, tokens)
+        if bound is None or tokens != 1 or self._plan.dtypes != FLOAT32:
+            return call
+        with torch.inference_mode():
+            return bound(*call.args, **call.keywords)
+
+    def _bind(self, phase: Phase, number: int, tokens: int, **extra: Any) -> partial[None]:
         """The reference of a launch with its operands for `tokens` rows."""
         launch = phase.launches[number]
         op = all_ops()[launch.op]

@@ -34,7 +34,7 @@ def check_memory(plan: Plan, place: Path) -> None:
     if plan.ledger.total > have:
         raise PlanError(
             place,
-            f"expected a plan for this machine's {have >> 20} MiB of memory, found one for {plan.ledger.total >> 20} MiB",
+            f"expected a plan for this machine's {have >> 20} MiB, found one for {plan.ledger.total >> 20} MiB",
             field="$.ledger.total",
             next_step="compile with a smaller --context or a narrower --dtype",
         )

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.checkpoints import VARIANTS, write_checkpoint
 
 from hjgc.models.checkpoint import TensorLocation, locate_tensors
 from hjgc.models.config import read_config
 from hjgc.plan_format.errors import InputError
+from tests.models.checkpoints import VARIANTS, write_checkpoint
 
 SRC = Path(__file__).parents[2] / "src"
 SINGLE = "model.safetensors"

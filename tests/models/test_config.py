@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models.checkpoints import LLAMA3_ROPE, TINY, VARIANTS
 
 from hjgc.models.config import parse_config, read_config
 from hjgc.plan_format.errors import InputError
+from tests.models.checkpoints import LLAMA3_ROPE, TINY, VARIANTS
 
 PLACE = Path("config.json")
 

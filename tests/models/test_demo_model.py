@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tests.models.running import transformers_logits
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
@@ -23,6 +22,7 @@ from hjgc.models.checkpoint import locate_tensors
 from hjgc.models.config import read_config
 from hjgc.models.llama import Decoder
 from hjgc.models.training.network import TrainableDecoder
+from tests.models.running import transformers_logits
 
 FOLDER = Path(__file__).parents[2] / "models" / "demo"
 FILES = {

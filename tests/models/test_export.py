@@ -17,15 +17,15 @@ import onnx_ir as ir
 import pytest
 from numpy.testing import assert_allclose
 from safetensors.torch import load_file, save_file
-from tests.models.checkpoints import write_checkpoint, write_sparse_checkpoint
-from tests.models.running import onnx_logits, some_tokens, transformers_logits
-from tests.models.tracing import trace_once
 
 from hjgc._version import __version__
 from hjgc.models import trace
 from hjgc.models.checkpoint import ITEM_BYTES, locate_tensors, tensor_shapes
 from hjgc.models.config import read_config
 from hjgc.models.export import ExportResult, export_model
+from tests.models.checkpoints import write_checkpoint, write_sparse_checkpoint
+from tests.models.running import onnx_logits, some_tokens, transformers_logits
+from tests.models.tracing import trace_once
 
 SRC = Path(__file__).parents[2] / "src"
 

@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 import pytest
 from numpy.testing import assert_allclose
-from tests.models.checkpoints import write_checkpoint
-from tests.models.running import onnx_logits, some_tokens, transformers_logits
-from tests.models.tracing import trace_once
 
 from hjgc.models import export, links, tidy, trace
 from hjgc.models.export import export_model
 from hjgc.models.links import Link
 from hjgc.plan_format.errors import HjgcError, InputError
+from tests.models.checkpoints import write_checkpoint
+from tests.models.running import onnx_logits, some_tokens, transformers_logits
+from tests.models.tracing import trace_once
 
 SINGLE = "model.safetensors"
 

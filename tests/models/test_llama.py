@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.checkpoints import VARIANTS, write_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hjgc.models.checkpoint import tensor_shapes
 from hjgc.models.config import read_config
 from hjgc.models.llama import Decoder, inverse_frequencies
+from tests.models.checkpoints import VARIANTS, write_checkpoint
 
 CASES: dict[str, dict[str, Any]] = {name: {"variant": name} for name in VARIANTS} | {
     "all_biases": {"variant": "mha", "attention_bias": True, "mlp_bias": True},

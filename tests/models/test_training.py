@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.models.running import transformers_logits
 
 from hjgc.models.config import read_config
 from hjgc.models.training.corpus import Corpus, Document, parse_corpus, split_corpus
 from hjgc.models.training.prose import prose_blocks
 from hjgc.models.training.store import write_whole
 from hjgc.models.training.train import Recipe, configure, make_demo_model, schedule
+from tests.models.running import transformers_logits
 
 SMALL = Recipe(vocabulary=400, hidden=32, mlp=64, layers=1, heads=2, kv_heads=1, context=64, batch=8, steps=60, looks=2)
 

@@ -10,13 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tests.plans import small_plan
-from tests.runtime.fake_device import FakeDevice
-
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime import LogitsProcessor, Session
 from hjgc.runtime.runner import SegmentRunner
 from hjgc.runtime.turns import Ticket
+from tests.plans import small_plan
+from tests.runtime.fake_device import FakeDevice
 
 PATIENCE = 60
 """Seconds after which a test gives up on something that should happen at once."""

@@ -6,6 +6,11 @@ import sys
 import threading
 
 import pytest
+
+from hjgc.plan_format.errors import RunError
+from hjgc.runtime import BackendRefused, Session
+from hjgc.runtime.budget import Budget
+from hjgc.runtime.runner import SegmentRunner, State
 from tests.plans import small_plan
 from tests.runtime.fake_device import FakeDevice, FakeGraph
 from tests.runtime.serving import (
@@ -22,11 +27,6 @@ from tests.runtime.serving import (
     serving,
     when_built,
 )
-
-from hjgc.plan_format.errors import RunError
-from hjgc.runtime import BackendRefused, Session
-from hjgc.runtime.budget import Budget
-from hjgc.runtime.runner import SegmentRunner, State
 
 
 def test_nothing_is_captured_before_traffic_asks() -> None:

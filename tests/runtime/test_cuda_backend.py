@@ -9,13 +9,13 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
-from tests.runtime.norms import CODE, COLUMNS, KINDS, ROWS, write_plan
 
 from hjgc.plan_format import PlanError, load, save
 from hjgc.plan_format.structs import Source
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
 from hjgc.runtime.backends.cuda import CudaBackend, from_float32, to_float32
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError, LaunchShape
+from tests.runtime.norms import CODE, COLUMNS, KINDS, ROWS, write_plan
 
 WIDTHS = (8, 8, 8, 8, 4, 4, 8, 8)
 

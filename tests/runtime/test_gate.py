@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 import pytest
-from tests.plans import check, small_plan
-from tests.runtime.fake_device import FakeDevice, FakeGraph
-from tests.runtime.serving import PATIENCE, Arrivals, answer, captured, entry, others, result, serving, when_built
 
 from hjgc.plan_format.ledger import graph_costs
 from hjgc.plan_format.structs import Plan, Schedule, StaticSegment
 from hjgc.runtime import LogitsProcessor, MemoryRef, Session, worker
 from hjgc.runtime.gate import POISON
+from tests.plans import check, small_plan
+from tests.runtime.fake_device import FakeDevice, FakeGraph
+from tests.runtime.serving import PATIENCE, Arrivals, answer, captured, entry, others, result, serving, when_built
 
 STATIC = [launch.name for launch in small_plan().phase("decode").launches if launch.name != "caller"]
 

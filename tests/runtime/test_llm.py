@@ -13,10 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.plans import CONSTANTS, CONTEXT, VOCABULARY, small_plan, weights_file
-from tests.runtime.fake_device import FakeDevice
-from tests.runtime.serving import Arrivals, others, result
-from tests.runtime.tokenizers_of_tests import byte_level
 from tokenizers import Tokenizer
 
 from hjgc import plan_format
@@ -27,6 +23,10 @@ from hjgc.runtime import BackendRefused, SessionClosed, opening
 from hjgc.runtime.answer import Stream
 from hjgc.runtime.llm import LLM
 from hjgc.runtime.sampling_params import SamplingParams
+from tests.plans import CONSTANTS, CONTEXT, VOCABULARY, small_plan, weights_file
+from tests.runtime.fake_device import FakeDevice
+from tests.runtime.serving import Arrivals, others, result
+from tests.runtime.tokenizers_of_tests import byte_level
 
 LETTERS = " abcdefghijklmnoprstuwy.,!éö😀"
 BOS, EOS = 1, 2

@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.plans import CONTEXT, VOCABULARY, small_plan
-from tests.runtime.fake_device import FakeDevice
-from tests.runtime.serving import answer, captured, serving
 
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.sizes import SizeDeclaration
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime import BackendRefused, Cancelled, ContextFull, DeadlineExceeded, Session
+from tests.plans import CONTEXT, VOCABULARY, small_plan
+from tests.runtime.fake_device import FakeDevice
+from tests.runtime.serving import answer, captured, serving
 
 DEFAULT = [launch.name for launch in small_plan().phase("decode").launches if launch.name != "caller"]
 PROMPT_ONLY = DEFAULT[:8]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.plans import small_plan
-from tests.runtime.fake_device import FakeGraph
 
 from hjgc.plan_format.structs import CaptureKey, StaticSegment
 from hjgc.runtime.route import StaticRoute
 from hjgc.runtime.runner import NEXT, IllegalTransition, SegmentRunner, State
+from tests.plans import small_plan
+from tests.runtime.fake_device import FakeGraph
 
 GRAPH = FakeGraph("decode", (0, 1), 1, 200)
 

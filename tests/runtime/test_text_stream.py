@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from tests.runtime.tokenizers_of_tests import byte_fallback, byte_level, metaspace, spell, word_piece
 from tokenizers import Tokenizer
 
 from hjgc.runtime.text_stream import StopStrings, TextStream
+from tests.runtime.tokenizers_of_tests import byte_fallback, byte_level, metaspace, spell, word_piece
 
 WORDS = ("▁", "▁the", "▁cat", "cat", "s", "a", "▁é", "。")
 TEXT = "naïve café — “quotes” 😀👩‍👩‍👧 日本語 مرحبا \U0001f1eb\U0001f1f7 end\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from tests.runtime.serving import Arrivals, answer, others, result, serving
 
 from hjgc.plan_format.errors import RunError
 from hjgc.runtime import Cancelled, DeadlineExceeded, Request, Session, SessionClosed
 from hjgc.runtime.turns import Ticket, Turns
+from tests.runtime.serving import Arrivals, answer, others, result, serving
 
 
 def test_callers_are_served_first_come_first_served() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.command_line import CommandLine, Ran
 
 from hjgc.compiler import compile_model
 from hjgc.plan_format.errors import HjgcError
@@ -21,6 +20,7 @@ from hjgc.tools.commands import bench
 from hjgc.tools.peers import process
 from hjgc.tools.peers.client import PeerProcess
 from hjgc.tools.peers.peer import Answer, Startup, timed_answer
+from tests.tools.command_line import CommandLine, Ran
 
 LENGTHS, DECODE, REPEAT = (3, 16), 4, 2
 SYSTEMS = ["hjgc plain", "hjgc graph", "eager", "ort"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from tests.models.checkpoints import TINY
 
 from hjgc.models.checkpoint import locate_tensors, tensor_shapes
 from hjgc.models.config import read_config
 from hjgc.tools import make_checkpoint
 from hjgc.tools.make_checkpoint import PRESETS, command
+from tests.models.checkpoints import TINY
 
 
 @pytest.fixture

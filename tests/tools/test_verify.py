@@ -13,8 +13,6 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from tests.models.checkpoints import write_checkpoint
-from tests.tools.command_line import CommandLine
 
 from hjgc import plan_format
 from hjgc.compiler import compile_model
@@ -22,6 +20,8 @@ from hjgc.models.export import export_model
 from hjgc.tools.judge import Judge
 from hjgc.tools.locating import first_difference, named_values
 from hjgc.tools.verifying import Step, StepResult, largest_error, open_backend, prompt_steps
+from tests.models.checkpoints import write_checkpoint
+from tests.tools.command_line import CommandLine
 
 PROMPT, CONTEXT = (1, 8), 64
 ANY_STEP = Step("decode", "default", (1,), 5)
