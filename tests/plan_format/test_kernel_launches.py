@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.runtime.norms import CODE, norms_plan
 
 from hjgc.plan_format import Plan, PlanError
 from hjgc.plan_format.hazards import memory_uses
 from hjgc.plan_format.sizes import Size, SizeDeclaration
 from hjgc.plan_format.structs import AttributeArgument, Edge, Operand, ParameterArgument, TemplateCall, ValueArgument
 from hjgc.plan_format.verify import verify
+from tests.runtime.norms import CODE, norms_plan
 
 replace = msgspec.structs.replace
 
