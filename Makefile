@@ -29,7 +29,7 @@ check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/pyright
 
 gpu-test: ## run tests/gpu with $(PYTHON) as it is: makes no .venv, uses no network
-	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/gpu
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu tests/gpu
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

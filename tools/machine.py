@@ -101,7 +101,9 @@ def _device(driver: Any, number: int) -> Device:
     major = _call(driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
     minor = _call(driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
     return Device(
-        name.rstrip(b"\0").decode("utf-8", "replace"), f"sm_{major}{minor}", _call(driver.cuDeviceTotalMem(device))
+        name.partition(b"\0")[0].decode("utf-8", "replace"),
+        f"sm_{major}{minor}",
+        _call(driver.cuDeviceTotalMem(device)),
     )
 
 

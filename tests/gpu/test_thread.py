@@ -147,14 +147,14 @@ def test_a_plan_for_other_targets_only_is_refused_with_the_option_that_mends_it(
         old, code = file.plan, file.section("cubin")
     phase = old.phases[0]
     launches = tuple(
-        msgspec.structs.replace(launch, kernels={"sm_86": launch.kernels["sm_90"]}) for launch in phase.launches
+        msgspec.structs.replace(launch, kernels={"sm_100": launch.kernels["sm_90"]}) for launch in phase.launches
     )
     other = msgspec.structs.replace(
         old,
-        targets=("sm_86",),
-        variants=(msgspec.structs.replace(old.variants[0], target="sm_86"),),
+        targets=("sm_100",),
+        variants=(msgspec.structs.replace(old.variants[0], target="sm_100"),),
         phases=(msgspec.structs.replace(phase, launches=launches),),
     )
     save(tmp_path / "other.hjg", other, sections={"cubin": code})
     line = refusal(tmp_path / "other.hjg", tmp_path)
-    assert "expected code for sm_90, this machine's device; found sm_86; compile with --target sm_90" in line
+    assert "expected code for sm_90, this machine's device; found sm_100; compile with --target sm_90" in line

@@ -21,7 +21,7 @@ def fake_driver(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         "cuDriverGetVersion": lambda: (OK, 13010),
         "cuDeviceGetCount": lambda: (OK, 2),
         "cuDeviceGet": lambda number: (OK, number),
-        "cuDeviceGetName": lambda length, device: (OK, b"NVIDIA H200".ljust(length, b"\0")),
+        "cuDeviceGetName": lambda length, device: (OK, b"NVIDIA H200\0\0".ljust(length, b" ")),
         "cuDeviceGetAttribute": lambda attribute, device: (OK, 9 if attribute == MAJOR else 0),
         "cuDeviceTotalMem": lambda device: (OK, 150_000_000_000 + device),
     }
