@@ -18,7 +18,22 @@ from hjgc.plan_format.sizes import Size
 Array = NDArray[np.float64]
 ROWS, START, CONTEXT, HIDDEN, SIZE, INNER, VOCABULARY = 5, 3, 16, 24, 8, 20, 33
 EPSILON = 1e-3
-DIMS = {"M": 4, "N": 48, "H": 16, "K": 16, "F": 4, "D": 8, "Q": 4, "G": 2, "C": 64, "V": 32, "A": 32, "start": 7}
+DIMS = {
+    "M": 4,
+    "N": 48,
+    "H": 16,
+    "K": 16,
+    "F": 4,
+    "D": 8,
+    "Q": 4,
+    "G": 2,
+    "C": 64,
+    "V": 32,
+    "A": 32,
+    "S": 3,
+    "R": 8,
+    "start": 7,
+}
 COPIES = {"embedding", "caller_logits"}
 """Ops that compute nothing."""
 
@@ -93,6 +108,19 @@ def test_linear(r: np.random.Generator, bias: bool, residual: bool) -> None:
     )
     close(y, x @ weight.T + bias * b + residual * rest)
     assert torch.equal(given, tensor(rest)), "the residual is only read"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_linear_parts_and_their_join_are_a_linear_and_its_norm(r: np.random.Generator, norm: bool) -> None:
+    x, weight, b, rest = some(r, ROWS, HIDDEN), some(r, INNER, HIDDEN), some(r, INNER), some(r, ROWS, INNER)
+    gain, y, normal = some(r, INNER), torch.empty(ROWS, INNER), torch.empty(ROWS, INNER)
+    parts = torch.full((3, ROWS + 2, INNER), torch.nan)
+    all_ops()["linear_parts"].reference(tensor(x), tensor(weight), parts)
+    ends = (tensor(gain), y, normal) if norm else (None, y, None)
+    all_ops()["join"].reference(parts, tensor(b), tensor(rest), *ends, epsilon=EPSILON)
+    close(y, x @ weight.T + b + rest)
+    if norm:
+        close(normal, rms_norm(x @ weight.T + b + rest, gain, EPSILON))
 
 
 @pytest.mark.parametrize("bias", [False, True])

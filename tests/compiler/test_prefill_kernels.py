@@ -1,0 +1,71 @@
+"""Do the templates for prompts mean what their ops mean (under Triton's interpreter), and build for every chip?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("torch")
+
+from hjgc.compiler.build import build
+from tests.compiler.prefill_on_cpu import ON_CPU
+from tests.prefill_cases import AxisValues, Case, attention, inputs, product
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAM = Path(__file__).with_name("prefill_on_cpu.py")
+TILE = {"block_m": 64, "block_n": 128}
+BUILT = (
+    product("linear", "prefill_linear", 4096, 11008, lengths=(1,), bias=False, residual=True, **TILE),
+    product("parts", "prefill_linear_parts", 4096, 11008, lengths=(1,), splits=2, row_capacity=512, **TILE),
+    product("gated", "prefill_gated_linear", 22016, 4096, lengths=(1,), bias=True, norm=False, **TILE),
+    inputs("inputs", 32, 8, 128, 4096, lengths=(1,), capacity=2049, head_norm=True, norm=True, **TILE),
+    attention("attention", 32, 8, 80, lengths=(1,), capacity=2049, block_m=64, block_n=64),
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    output = tmp_path_factory.mktemp("prefill") / "outcomes.json"
+    path = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+    run = subprocess.run(
+        [sys.executable, PROGRAM, output], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("name", [case.name for case in ON_CPU])
+def test_a_template_means_its_op_at_every_length(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["error"] < 1e-3
+
+
+@pytest.mark.parametrize("name", [case.name for case in ON_CPU])
+def test_bucket_and_exact_grid_give_the_same_bits(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["same"]
+
+
+@pytest.mark.parametrize("name", [case.name for case in ON_CPU])
+def test_what_lies_past_the_true_length_is_neither_read_nor_written(
+    name: str, outcomes: dict[str, dict[str, float]]
+) -> None:
+    assert outcomes[name]["untouched"]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("case", BUILT, ids=lambda case: case.name)
+def test_it_builds_for_every_chip(
+    case: Case, target: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HJGC_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    pdl = target >= "sm_90" or len(target) > len("sm_90")
+    axes: AxisValues = case.axes | {"pdl": pdl}
+    built = build(case.template, axes, target)
+    assert built.cubin[:4] == b"\x7fELF"
+    assert (built.entry, built.threads, built.pdl) == (case.template, 128, pdl)
+    assert built.shared_bytes <= 100 << 10, "more than the smallest of these chips has"
