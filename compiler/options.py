@@ -11,8 +11,7 @@ from hjgc.plan_format.errors import InputError
 ComputeDType = Literal["float32", "float16", "bfloat16"]
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 DEFAULT_CONTEXT = 4096
-DEFAULT_PROMPT = (1, 512)
-"""Up to the context, where that is smaller."""
+DEFAULT_PROMPT = 512
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Options:
     cache; None takes float32 on the CPU and the checkpoint's on a GPU."""
 
     targets: tuple[str, ...] = ("cpu",)
-    prompt: tuple[int, int] = DEFAULT_PROMPT
+    prompt: tuple[int, int] = (1, DEFAULT_PROMPT)
     context: int | None = None
     dtype: ComputeDType | None = None
     digest: bool = False
 
 
 def check_options(
-    targets: tuple[str, ...], prompt: tuple[int, int], context: int | None, dtype: str | None, digest: bool
+    targets: tuple[str, ...], prompt: tuple[int, int] | None, context: int | None, dtype: str | None, digest: bool
 ) -> Options:
     """Options, or InputError that names the one that makes no sense."""
     for target in targets:
@@ -38,13 +37,11 @@ def check_options(
             raise InputError("--target", f"expected cpu or sm_NN, found {target!r}", next_step=f"NN is one of {known}")
     if not targets or len(set(targets)) != len(targets):
         raise InputError("--target", f"expected each target once, found {', '.join(targets) or 'none'}")
-    low, high = prompt
-    if not 1 <= low <= high:
-        raise InputError("--prompt", f"expected LOW:HIGH with 1 <= LOW <= HIGH, found {low}:{high}")
     if context is not None and context < 2:
         raise InputError("--context", f"expected at least 2 tokens, found {context}")
-    if context is not None and prompt == DEFAULT_PROMPT:
-        low, high = prompt = (low, min(high, context))
+    low, high = prompt = prompt or (1, min(DEFAULT_PROMPT, context or DEFAULT_PROMPT))
+    if not 1 <= low <= high:
+        raise InputError("--prompt", f"expected LOW:HIGH with 1 <= LOW <= HIGH, found {low}:{high}")
     if context is not None and high > context:
         raise InputError("--prompt", f"expected at most the context of {context}, found {high}")
     if dtype is not None and dtype not in COMPUTE_DTYPES:

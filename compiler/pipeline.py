@@ -17,7 +17,7 @@ from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
 from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
 from hjgc.compiler.model_info import read_model_info
 from hjgc.compiler.normalise import normalise
-from hjgc.compiler.options import DEFAULT_PROMPT, Options, check_options
+from hjgc.compiler.options import Options, check_options
 from hjgc.compiler.plan_memory import plan_memory
 from hjgc.compiler.program import Network, Program
 from hjgc.compiler.recognise import recognise
@@ -66,7 +66,7 @@ def compile_model(
     output: str | Path,
     *,
     targets: Sequence[str] = ("cpu",),
-    prompt: tuple[int, int] = DEFAULT_PROMPT,
+    prompt: tuple[int, int] | None = None,
     context: int | None = None,
     dtype: str | None = None,
     digest: bool = False,
@@ -74,9 +74,10 @@ def compile_model(
 ) -> CompileResult:
     """Compile an ONNX decoder, or a Hugging Face folder, into a plan file. Reads no weight, needs no GPU.
 
-    `prompt` is the range of prompt lengths in tokens, `context` prompt and answer together, `dtype` that of weights and
-    arithmetic (float32, float16, bfloat16), `digest` adds the sha256 of every weight file. The same input gives the
-    same bytes. Raises InputError, CompileError; the output appears whole or not at all."""
+    `prompt` is the range of prompt lengths in tokens (None: 1 to 512, or to the context), `context` prompt and answer
+    together, `dtype` that of weights and arithmetic (float32, float16, bfloat16), `digest` adds the sha256 of every
+    weight file. The same input gives the same bytes. Raises InputError, CompileError; the output appears whole or not
+    at all."""
     path, output = Path(model), Path(output)
     options = check_options(tuple(targets), prompt, context, dtype, digest)
     _check_output(output, path)

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     "--prompt",
     type=prompt_range,
     metavar="LOW:HIGH",
-    default="1:512",
-    show_default=True,
-    help="Prompt lengths to build graphs for; longer ones run in chunks.",
+    help="Prompt lengths to build graphs for; longer ones run in chunks.  [default: 1:512, or to the context]",
 )
 @click.option("--context", type=int, help="Tokens of prompt and answer together.  [default: the model's, at most 4096]")
 @click.option(
@@ -43,7 +41,7 @@ def command(
     model: Path,
     output: Path,
     targets: tuple[str, ...],
-    prompt: tuple[int, int],
+    prompt: tuple[int, int] | None,
     context: int | None,
     dtype: str | None,
     digest: bool,
