@@ -151,7 +151,6 @@ def prefill_attention_inputs(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     SWAP: tl.constexpr,
-    WRAP: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -174,7 +173,7 @@ def prefill_attention_inputs(
         more_rows = first_row + BLOCK_M + tl.arange(0, EXTRA_M if EXTRA_M > 0 else 1)
         total, wide, low, corner = multiply_tile(
             x, weight, norm_weight, rows, more_rows, weight_rows, more_weight_rows,
-            count, epsilon, 0, K, K, BLOCK_M, EXTRA_M, BLOCK_N, EXTRA_N, BLOCK_K, STAGES, SWAP, WRAP,
+            count, epsilon, 0, K, K, BLOCK_M, EXTRA_M, BLOCK_N, EXTRA_N, BLOCK_K, STAGES, SWAP,
         )  # fmt: skip
         if PDL and not EARLY:
             gdc_launch_dependents()

@@ -46,7 +46,6 @@ def prefill_linear(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     SWAP: tl.constexpr,
-    WRAP: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -66,7 +65,7 @@ def prefill_linear(
         more_rows = first_row + BLOCK_M + tl.arange(0, EXTRA_M if EXTRA_M > 0 else 1)
         total, wide, low, corner = multiply_tile(
             x, weight, None, rows, more_rows, weight_rows, more_weight_rows,
-            count, 0.0, 0, K, K, BLOCK_M, EXTRA_M, BLOCK_N, EXTRA_N, BLOCK_K, STAGES, SWAP, WRAP,
+            count, 0.0, 0, K, K, BLOCK_M, EXTRA_M, BLOCK_N, EXTRA_N, BLOCK_K, STAGES, SWAP,
         )  # fmt: skip
         if PDL and not EARLY:
             gdc_launch_dependents()

@@ -39,7 +39,6 @@ def prefill_linear_parts(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     SWAP: tl.constexpr,
-    WRAP: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -61,7 +60,7 @@ def prefill_linear_parts(
         last = tl.minimum(first + SPAN, K)
         total, wide, low, corner = multiply_tile(
             x, weight, None, rows, more_rows, weight_rows, more_weight_rows,
-            count, 0.0, first, last, K, BLOCK_M, EXTRA_M, BLOCK_N, EXTRA_N, BLOCK_K, STAGES, SWAP, WRAP,
+            count, 0.0, first, last, K, BLOCK_M, EXTRA_M, BLOCK_N, EXTRA_N, BLOCK_K, STAGES, SWAP,
         )  # fmt: skip
         if PDL and not EARLY:
             gdc_launch_dependents()

@@ -23,7 +23,6 @@ PRODUCT_AXES = {
     "block_k": OneOf((32, 64, 128, 256)),
     "stages": Whole(1, 8),
     "swap": OneOf((False, True)),
-    "wrap": OneOf((False, True)),
     "early": OneOf((False, True)),
     "warps": OneOf((4, 8)),
     "pdl": OneOf((False, True)),
@@ -52,7 +51,6 @@ def product_constants(axes: Axes) -> dict[str, AxisValue]:
         "BLOCK_K": axes["block_k"],
         "STAGES": axes["stages"],
         "SWAP": axes["swap"],
-        "WRAP": axes["wrap"],
         "EARLY": axes["early"],
         "PDL": axes["pdl"],
     }
@@ -71,16 +69,13 @@ def inverse_rms(x, rows, count, epsilon, K: tl.constexpr, BLOCK_M: tl.constexpr,
 
 
 @triton.jit
-def load_x(
-    pointers, present, norm_weight, scale, k, columns, last, DTYPE: tl.constexpr, EVEN: tl.constexpr, WRAP: tl.constexpr
-):
-    """The columns from k on, zero from `last` on and, but for `WRAP`, in rows that are not `present`; where there is a
-    `norm_weight`, normalised and rounded."""
-    if WRAP:
-        a = load_weight(pointers, k, columns, last, EVEN)
-    else:
-        inside = present if EVEN else present & (k + columns < last)[None, :]
-        a = tl.load(pointers + k, mask=inside, other=0.0)
+def load_x(pointers, present, norm_weight, scale, k, columns, last, DTYPE: tl.constexpr, EVEN: tl.constexpr):
+    """The columns from k on, zero from `last` on; where there is a `norm_weight`, normalised and rounded.
+
+    A row that is not `present` is not read. Reading the last row in its place makes all programs ask for the same lines
+    at once: measured on an H200, that made a prompt of 33 rows take 6.5 ms instead of 3.9."""
+    inside = present if EVEN else present & (k + columns < last)[None, :]
+    a = tl.load(pointers + k, mask=inside, other=0.0)
     if norm_weight is not None:
         gain = tl.load(norm_weight + k + columns, mask=k + columns < last, other=0.0).to(tl.float32)
         a = (a.to(tl.float32) * scale[:, None] * gain[None, :]).to(DTYPE)
@@ -127,18 +122,12 @@ def multiply_tile(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     SWAP: tl.constexpr,
-    WRAP: tl.constexpr,
 ):
-    """x[rows] @ weight[weight_rows].T over columns `first` to `last`, in float32, for rows under `count`.
+    """x[rows] @ weight[weight_rows].T over columns `first` to `last`, in float32; zero for rows from `count` on.
 
     A tile has up to four pieces, because a piece is a power of two and a tile that fills the chip often is not: rows or
     more rows (none if EXTRA_M is 0) by weight rows or more. All four are returned; those not asked for mean nothing.
-    Where there is a `norm_weight`, the rows of x are normalised on their way in. Rows from `count` on are not read, which
-    is best for few rows; or, if `WRAP`, others are read in their place, which spares a large tile its masks. To read the
-    last row for all of them makes every program ask for the same lines at once: measured on an H200, a prompt of 33 rows
-    then takes 6.5 ms instead of 3.9."""
-    if WRAP:
-        rows, more_rows = rows % count, more_rows % count
+    Where there is a `norm_weight`, the rows of x are normalised on their way in."""
     EVEN: tl.constexpr = K % BLOCK_K == 0
     DTYPE: tl.constexpr = x.dtype.element_ty
     columns = tl.arange(0, BLOCK_K)
@@ -164,7 +153,7 @@ def multiply_tile(
         if EXTRA_N > 0:
             corner = empty_sum(EXTRA_M, EXTRA_N, SWAP)
     for k in tl.range(first, last, BLOCK_K, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        a = load_x(left, present, norm_weight, scale, k, columns, last, DTYPE, EVEN, WRAP)
+        a = load_x(left, present, norm_weight, scale, k, columns, last, DTYPE, EVEN)
         b = load_weight(right, k, columns, last, EVEN)
         total = add_product(a, b, total, SWAP)
         more_b = b
@@ -172,7 +161,7 @@ def multiply_tile(
             more_b = load_weight(more_right, k, columns, last, EVEN)
             wide = add_product(a, more_b, wide, SWAP)
         if EXTRA_M > 0:
-            more_a = load_x(more_left, more_present, norm_weight, more_scale, k, columns, last, DTYPE, EVEN, WRAP)
+            more_a = load_x(more_left, more_present, norm_weight, more_scale, k, columns, last, DTYPE, EVEN)
             low = add_product(more_a, b, low, SWAP)
             if EXTRA_N > 0:
                 corner = add_product(more_a, more_b, corner, SWAP)

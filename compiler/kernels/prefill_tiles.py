@@ -44,7 +44,6 @@ def _tile(
         "stages": stages,
         "warps": warps,
         "swap": swap,
-        "wrap": m > 64 or extra_m > 0,
         "early": False,
         **({"splits": splits} if splits else {}),
     }

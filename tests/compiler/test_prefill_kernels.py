@@ -14,6 +14,8 @@ pytest.importorskip("triton")
 pytest.importorskip("torch")
 
 from hjgc.compiler.build import build
+from hjgc.compiler.kernels import template
+from hjgc.compiler.kernels.prefill_tiles import RANGES, range_of, tiles
 from tests.compiler.prefill_on_cpu import ON_CPU
 from tests.prefill_cases import AxisValues, Case, attention, inputs, product
 
@@ -69,3 +71,38 @@ def test_it_builds_for_every_chip(
     assert built.cubin[:4] == b"\x7fELF"
     assert (built.entry, built.threads, built.pdl) == (case.template, 128, pdl)
     assert built.shared_bytes <= 100 << 10, "more than the smallest of these chips has"
+
+
+STEPS = {
+    "attention_inputs": "prefill_attention_inputs",
+    "attention": "prefill_attention",
+    "output": "prefill_linear_parts",
+    "gated_linear": "prefill_gated_linear",
+    "down": "prefill_linear_parts",
+    "head": "prefill_linear",
+    "join": "prefill_join",
+}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("rows", RANGES)
+def test_the_tiles_of_a_range_are_legal(rows: int, target: str) -> None:
+    chosen = tiles(rows, target)
+    assert chosen.keys() == STEPS.keys()
+    for step, tile in chosen.items():
+        legal = template(STEPS[step]).axes
+        assert [name for name, value in tile.items() if not legal[name].allows(value)] == []
+
+
+def test_a_length_has_one_choice_of_tiles_whatever_bucket_serves_it() -> None:
+    assert [range_of(rows) for rows in (1, 16, 17, 33, 64, 65, 257, 511, 900)] == [
+        16,
+        16,
+        32,
+        64,
+        64,
+        96,
+        320,
+        512,
+        512,
+    ]
