@@ -512,7 +512,7 @@ def test_the_weights_folder_is_the_plans_own_or_the_one_that_is_named(
     with pytest.raises(plan_format.InputError, match="elsewhere: expected the folder of the plan's weights"):
         LLM(path, weights=elsewhere)
     elsewhere.mkdir()
-    with pytest.raises(PlanError, match="found no such file; give the weights root"):
+    with pytest.raises(PlanError, match="found no such file; name the weights root"):
         LLM(path, weights=elsewhere)
     (tmp_path / "tokenizer.json").rename(elsewhere / "tokenizer.json")
     LLM(path, weights=elsewhere).close()
