@@ -74,7 +74,9 @@ def file_under_root(name: str, root: Path, plan: Path, field: str) -> Path:
             next_step="name the folder where the file itself lies as the weights root, or put a hard link there",
         )
     if not os.path.isfile(path):  # unlike Path.is_file, says no to a name that is too long
-        raise PlanError(plan, f"expected {path}, found no such file", field=field, next_step="name the weights root (`--weights`)")
+        raise PlanError(
+            plan, f"expected {path}, found no such file", field=field, next_step="name the weights root (`--weights`)"
+        )
     return path
 
 
