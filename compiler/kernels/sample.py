@@ -93,7 +93,7 @@ def penalise(logits, history, scores, end, penalty, VOCABULARY: tl.constexpr, BL
 def key_of(values):
     """uint32 that sort as the float32 do."""
     bits = values.to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
+    return tl.where(bits < 0, bits ^ -1, bits ^ -2147483648).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -180,7 +180,7 @@ def keep(scores, best, cool, top_k, top_p, VOCABULARY: tl.constexpr, BLOCK: tl.c
 def value_of(key):
     """The float32 that `key_of` made this from."""
     bits = key.to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ -2147483648, ~bits).to(tl.float32, bitcast=True)
+    return tl.where(bits < 0, bits ^ -2147483648, bits ^ -1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -230,7 +230,7 @@ def gumbel(ids, position, seed_low, seed_high):
     )
     # Near 1 a float32 u has lost what log(u) is made of: there take v = 1 - u from the word itself, and
     # -log(1 - v) = 2 artanh(v / (2 - v)) as a series.
-    v = ((~word).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    v = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     z = v / (2.0 - v)
     q = z * z
     series = 1.0 / 13 + q * (1.0 / 15)

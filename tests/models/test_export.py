@@ -254,21 +254,23 @@ def test_each_stage_is_told_as_it_starts(tmp_path: Path) -> None:
 
 
 def test_a_big_export_reads_no_weights_and_says_nothing(tmp_path: Path) -> None:
-    """Two layers of LLaMA-2-7B shape: 2.6 GB of weights that take no disk, in a process that never holds 1 GiB."""
+    """Two layers of LLaMA-2-7B shape: 2.6 GB of weights that take no disk, and 512 MiB of memory beside torch's own."""
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}
     folder = write_sparse_checkpoint(tmp_path, dtype="F32", **sizes, **heads)
     program = f"""
 import resource
 from pathlib import Path
+from hjgc.models import trace
 from hjgc.models.export import export_model
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 export_model(Path({str(folder)!r}), Path({str(folder / "model.onnx")!r}))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = in_a_fresh_interpreter(program)
     assert run.stderr == ""
-    (peak,) = run.stdout.splitlines()
-    assert int(peak) * (1 if sys.platform == "darwin" else 1024) < 2**30
+    (grown,) = run.stdout.splitlines()
+    assert int(grown) * (1 if sys.platform == "darwin" else 1024) < 2**29
     assert (folder / "model.onnx").stat().st_size < 2**20
 
 
