@@ -12,6 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from hjgc.runtime.backend import Backend, BackendRefused, Graph
@@ -231,7 +233,11 @@ class CaptureWorker:
         insist = runner.aborted_checks >= PATIENCE
         self.insisted_checks += insist
         try:
-            report = self._gate.check(runner, graph, lambda: self._closing or (self._turns.wanted and not insist))
+            # On a thread that ends with the check: OpenMP keeps a pool for each thread that ever computed, and with two
+            # pools on few cores libgomp sends both to sleep early, so that every later request runs slower.
+            with ThreadPoolExecutor(1, "hjgc-capture-check") as thread:
+                stop = partial(self._must_stop, insist)
+                report = thread.submit(self._gate.check, runner, graph, stop).result()
         except Interrupted:
             raise
         except Exception as error:
@@ -248,6 +254,9 @@ class CaptureWorker:
         self._release(runner, graph)
         with self.lock:
             self._settled.notify_all()
+
+    def _must_stop(self, insist: bool) -> bool:
+        return self._closing or (self._turns.wanted and not insist)
 
     def _release(self, runner: SegmentRunner, graph: Graph) -> None:
         self._backend.release(graph)

@@ -265,7 +265,7 @@ def interrupt(
     """Let a request come while the worker's check runs the launch `at`, each time it does."""
 
     def come(name: str) -> None:
-        if threading.current_thread().name == "hjgc-capture" and name == at:
+        if threading.current_thread().name.startswith("hjgc-capture") and name == at:
             ask()
             arrivals.wait()
 
@@ -349,7 +349,7 @@ def test_no_check_runs_while_a_request_holds_the_device_between_its_steps() -> N
             request.decode()
             assert threads == {threading.current_thread().name}
         captured(session)
-        assert "hjgc-capture" in threads
+        assert any(name.startswith("hjgc-capture") for name in threads)
 
 
 def test_graphs_made_for_a_search_are_released() -> None:
