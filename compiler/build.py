@@ -26,7 +26,9 @@ from hjgc.plan_format.files import write_atomically
 from hjgc.plan_format.structs import CodeReference, Variant
 
 PARAMETER_WIDTHS = {"pointer": 64, "int32": 32, "int64": 64, "float32": 32, "scratch": 64}
-TARGETS = {f"sm_{number}": number for number in (80, 86, 87, 89, 90, 100, 103, 120, 121)}
+PORTABLE = "compute_80"
+"""PTX that every chip from sm_80 on can run, once its driver has translated it."""
+TARGETS = {f"sm_{number}": number for number in (80, 86, 87, 89, 90, 100, 103, 120, 121)} | {PORTABLE: 80}
 """Chips that were tried. LLVM ends the whole process where it meets one that it does not know."""
 FIRST_WITH_PDL = 90
 RECIPE = 1
@@ -48,9 +50,14 @@ class Built(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     registers: int | None
     cubin: bytes
 
+    @property
+    def section(self) -> Literal["cubin", "ptx"]:
+        """Which section of a plan holds such code: PTX is for `compute_NN`, for a driver to translate."""
+        return "ptx" if self.target.startswith("compute_") else "cubin"
+
     def variant(self, template: int, offset: int) -> Variant:
-        """The plan's entry for it, its template at `template`, its code at `offset` of the cubin section."""
-        code = CodeReference("cubin", offset, len(self.cubin), hashlib.sha256(self.cubin).hexdigest())
+        """The plan's entry for it, its template at `template`, its code at `offset` of its section."""
+        code = CodeReference(self.section, offset, len(self.cubin), hashlib.sha256(self.cubin).hexdigest())
         return Variant(
             template=template,
             target=self.target,
@@ -76,6 +83,11 @@ def build(name: str, axes: Mapping[str, AxisValue], target: str) -> Built:
         built = _compile(name, template(name), axes, target)
         _write_cached(path, built)
     return built
+
+
+def read_built(name: str, axes: Mapping[str, AxisValue], target: str) -> Built | None:
+    """What `build` would find in the cache. Raises CompileError if triton is missing."""
+    return _read_cached(cache_folder() / "kernels" / _digest(name, axes, target))
 
 
 def cache_folder() -> Path:
@@ -118,7 +130,7 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
         raise CompileError(place, f"expected one of {', '.join(TARGETS)}, found {target!r}", field="target")
     template.check(axes)
     pdl = axes.get("pdl") is True
-    if pdl and TARGETS[target] < FIRST_WITH_PDL:
+    if pdl and (target == PORTABLE or TARGETS[target] < FIRST_WITH_PDL):
         raise CompileError(place, f"expected sm_{FIRST_WITH_PDL} or later, found {target}", field="axis pdl")
     try:
         kernel = _run_triton(template, axes, TARGETS[target])
@@ -132,8 +144,9 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
     )
     entry, threads = _check_ptx(place, kernel.asm["ptx"], kinds)
     _check_metadata(place, kernel.metadata)
-    cubin: bytes = kernel.asm["cubin"]
-    return Built(target, dict(axes), entry, kinds, threads, kernel.metadata.shared, pdl, registers(cubin, entry), cubin)
+    code: bytes = kernel.asm["ptx"].encode() if target == PORTABLE else kernel.asm["cubin"]
+    used = None if target == PORTABLE else registers(code, entry)
+    return Built(target, dict(axes), entry, kinds, threads, kernel.metadata.shared, pdl, used, code)
 
 
 def _run_triton(template: Template, axes: Mapping[str, AxisValue], capability: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hjgc.compiler.build_variants import DeviceCode
 from hjgc.compiler.plan_memory import MemoryPlan
 from hjgc.compiler.program import Network, Program, Step
 from hjgc.plan_format.hazards import schedule_edges
@@ -13,6 +14,7 @@ from hjgc.plan_format.structs import (
     FEATURES,
     FORMAT_VERSION,
     DebugMap,
+    Edge,
     Kernel,
     Launch,
     LaunchDebug,
@@ -26,6 +28,7 @@ from hjgc.plan_format.structs import (
     Schedule,
     WeightFile,
     parameter_block,
+    template_calls,
 )
 
 
@@ -47,9 +50,11 @@ def emit(
     model: Model,
     targets: tuple[str, ...],
     files: tuple[WeightFile, ...],
+    code: DeviceCode,
 ) -> Plan:
     """The plan. The same results give the same plan."""
-    made = tuple(_phase(phase, targets) for phase in phases)
+    waits = frozenset(i for i, variant in enumerate(code.variants) if variant.pdl)
+    made = tuple(_phase(phase, targets, waits) for phase in phases)
     arena = max(phase.memory.bytes for phase in phases)
     parameters = parameter_block()
     return Plan(
@@ -66,13 +71,13 @@ def emit(
         parameters=parameters,
         arena_bytes=arena,
         phases=made,
-        templates=(),
-        variants=(),
+        templates=code.templates,
+        variants=code.variants,
         ledger=make_ledger(network.weights, arena, network.states, network.constants, parameters, made),
     )
 
 
-def _phase(compiled: CompiledPhase, targets: tuple[str, ...]) -> Phase:
+def _phase(compiled: CompiledPhase, targets: tuple[str, ...], waits: frozenset[int]) -> Phase:
     program = compiled.program
     index = {buffer.name: i for i, buffer in enumerate(compiled.memory.buffers)}
     chosen = zip(program.steps, compiled.kernels, strict=True)
@@ -85,10 +90,19 @@ def _phase(compiled: CompiledPhase, targets: tuple[str, ...]) -> Phase:
         sizes=program.sizes,
         buffers=compiled.memory.buffers,
         launches=launches,
-        edges=schedule_edges(orders),
+        edges=_edges(orders, compiled.kernels, waits),
         schedules=compiled.schedules,
         numerics=f"{program.phase}/{'+'.join(targets)}/exact-rows",
     )
+
+
+def _edges(orders: list[list[int]], kernels: tuple[dict[str, Kernel], ...], waits: frozenset[int]) -> tuple[Edge, ...]:
+    """Every launch after the one before it; early, where kernels of both are built to wait by themselves (`waits`)."""
+    early = [
+        {t for t, kernel in made.items() if any(c.variant in waits for c in template_calls(kernel))} for made in kernels
+    ]
+    edges = schedule_edges(orders)
+    return tuple(Edge(e.before, e.after, "pdl" if early[e.before] & early[e.after] else "full") for e in edges)
 
 
 def _launch(step: Step, kernels: dict[str, Kernel], buffers: dict[str, int]) -> Launch:

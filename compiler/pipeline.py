@@ -12,9 +12,11 @@ from pathlib import Path
 from hjgc import plan_format
 from hjgc._version import __version__
 from hjgc.compiler import dump
+from hjgc.compiler.build_variants import build_variants
 from hjgc.compiler.classify import classify, describe
 from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
 from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
+from hjgc.compiler.lower import lower
 from hjgc.compiler.model_info import read_model_info
 from hjgc.compiler.normalise import normalise
 from hjgc.compiler.options import Options, check_options
@@ -22,7 +24,7 @@ from hjgc.compiler.plan_memory import plan_memory
 from hjgc.compiler.program import Network, Program
 from hjgc.compiler.recognise import recognise
 from hjgc.compiler.segment import segment
-from hjgc.compiler.select_kernels import select_kernels
+from hjgc.compiler.select_kernels import Selector, kernels_text
 from hjgc.compiler.specialise import specialise
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.fingerprint import file_under_root, fingerprint
@@ -95,6 +97,9 @@ def compile_model(
     with stages.stage("specialise"):
         network, weight_paths = specialise(recognised, options, path)
         dumper.write("specialise", lambda: "".join(dump.program_text(program) for program in network.programs))
+    with stages.stage("lower"):
+        network = lower(network, options.targets)
+        dumper.write("lower", lambda: "".join(dump.program_text(program) for program in network.programs))
     with stages.stage("classify"):
         verdicts = [classify(program) for program in network.programs]
         dumper.write("classify", lambda: "".join(map(describe, network.programs, verdicts)))
@@ -105,8 +110,12 @@ def compile_model(
         schedules = [segment(program, verdict) for program, verdict in zip(network.programs, verdicts, strict=True)]
         dumper.write("segment", lambda: "".join(map(dump.schedules_text, network.programs, schedules)))
     with stages.stage("select_kernels"):
-        kernels = [select_kernels(program, options.targets, path) for program in network.programs]
+        selector = Selector(options.targets, network.dtypes, path)
+        kernels = [selector.select(program) for program in network.programs]
         phases = tuple(map(CompiledPhase, network.programs, memories, schedules, kernels))
+        dumper.write("select_kernels", lambda: kernels_text(network.programs, kernels, selector.variants))
+    with stages.stage("build"):
+        code = build_variants(selector.variants, stages.progress)
     with stages.stage("fingerprint"):
         root, notes = _weights_root(weight_paths, imported.root, output)
         files = _fingerprints(weight_paths, root, options, path, output)
@@ -118,11 +127,13 @@ def compile_model(
             model=_model_info(imported, network, root),
             targets=options.targets,
             files=files,
+            code=code,
         )
         debug = emit_debug(network.programs, recognised.notes)
         dumper.write("emit", lambda: render(plan))
     with stages.stage("verify"):
-        plan_format.save(output, plan, debug=debug, sections={"constants": network.constant_bytes})
+        sections = {"constants": network.constant_bytes, **dict(code.sections)}
+        plan_format.save(output, plan, debug=debug, sections=sections)
     notes += _folder_notes(imported, root)
     return CompileResult(plan, output, output.stat().st_size, stages.seconds, notes)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
 import onnx_ir as ir
 
+from hjgc.compiler.kernels.prefill_choice import range_ends
 from hjgc.compiler.options import DEFAULT_CONTEXT, Options
 from hjgc.compiler.program import Network, Program, Step, Tensor
 from hjgc.compiler.recognise import Recognised
@@ -19,6 +21,8 @@ from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
 from hjgc.plan_format.structs import DTypes, State
 
+HALVES = ("float16", "bfloat16")
+"""What GPU kernels compute with."""
 SPARE_ROWS = 1
 """Rows of the cache past the context: the step launched ahead of a stop writes one."""
 
@@ -45,17 +49,25 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
 
 
 def choose_dtypes(model: ir.Model, options: Options) -> DTypes:
-    """float32 on the CPU, the embedding's own type on a GPU, or what the user said; logits and sums in float32."""
+    """float32 on the CPU, the checkpoint's own type on a GPU, or what the user said; logits and sums in float32.
+
+    Raises InputError for a type that a target has no kernels for."""
+    gpus = [target for target in options.targets if target != "cpu"]
     dtype: DType | None = options.dtype
     if dtype is None:
-        dtype = "float32" if "cpu" in options.targets else _checkpoint_dtype(model)
+        dtype = _half_dtype(model) if gpus else "float32"
+    if gpus and dtype not in HALVES:
+        problem = f"expected {' or '.join(HALVES)} on {gpus[0]}, found {dtype}"
+        raise InputError("--dtype", problem, next_step="choose one of these, or compile for cpu alone")
     return DTypes(weights=dtype, compute=dtype, accumulation="float32", cache=dtype, logits="float32")
 
 
-def _checkpoint_dtype(model: ir.Model) -> DType:
+def _half_dtype(model: ir.Model) -> DType:
+    """The checkpoint's own type if it is one of two bytes, else float16, which keeps more digits."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
     largest = max((tensor for tensor in tensors if tensor is not None), key=lambda tensor: tensor.nbytes)
-    return DTYPES.get(largest.dtype, "float32")
+    found = DTYPES.get(largest.dtype, "float32")
+    return found if found in HALVES else "float16"
 
 
 def choose_context(model: ir.Model, options: Options) -> int:
@@ -68,6 +80,16 @@ def choose_context(model: ir.Model, options: Options) -> int:
     if own is not None and options.context > own:
         raise InputError("--context", f"expected at most the model's {own} tokens, found {options.context}")
     return options.context
+
+
+def device_buckets(targets: Iterable[str], high: int) -> tuple[int, ...]:
+    """Where some range of rows ends on a GPU, and below the first as few as leave none over half empty: 1, 3, 7, 16."""
+    ends = sorted({end for target in targets for end in range_ends(target, high)})
+    first = ends[0]
+    while first > 1:
+        first = -(-first // 2) - 1 or 1
+        ends.insert(0, first)
+    return tuple(ends)
 
 
 def choose_buckets(low: int, high: int) -> tuple[int, ...]:
@@ -94,8 +116,10 @@ def _phases(options: Options, context: int) -> tuple[_PhaseShape, ...]:
     start = SizeDeclaration("start", 0, context, "device")
     rows = SizeDeclaration("tokens", 1, high, "key")
     length = SizeDeclaration("length", 1, high, "device")
+    gpus = [target for target in options.targets if target != "cpu"]
+    buckets = device_buckets(gpus, high) if gpus else choose_buckets(low, high)
     return (
-        ("prefill", Size("tokens"), (rows, start, length), choose_buckets(low, high)),
+        ("prefill", Size("tokens"), (rows, start, length), buckets),
         ("decode", 1, (start,), (1,)),
     )
 

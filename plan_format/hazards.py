@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from hjgc.plan_format.structs import Edge, Launch, ParameterArgument, Phase, TemplateCall
+from hjgc.plan_format.structs import Edge, Launch, ParameterArgument, Phase, template_calls
 
 
 class MemoryUse(NamedTuple):
@@ -29,7 +29,7 @@ def memory_uses(launch: Launch) -> list[MemoryUse]:
         for operand in launch.operands
         if operand.space not in ("weight", "constant")
     ]
-    calls = [kernel for kernel in launch.kernels.values() if isinstance(kernel, TemplateCall)]
+    calls = [call for kernel in launch.kernels.values() for call in template_calls(kernel)]
     if any(isinstance(argument, ParameterArgument) for call in calls for argument in call.arguments):
         uses.append(MemoryUse("parameters", 0, reads=True, writes=False))
     return uses

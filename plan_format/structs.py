@@ -23,6 +23,7 @@ Access = Literal["read", "write", "read_write"]
 FieldType = Literal["int32", "uint32", "float32"]
 Space = Literal["buffer", "weight", "constant", "state", "parameters"]
 Attribute = bool | int | float | str
+ParameterKind = Literal["pointer", "int32", "int64", "float32", "scratch", "tensor_map"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -122,10 +123,11 @@ class Constant(Record, frozen=True):
 class State(Record, frozen=True):
     """Memory that lives as long as the session, at a fixed address. `full_cache` and `ring_cache` hold
     [heads, rows, head size]; `token_history` the ids of prompt and answer; `sampled` the last token chosen;
-    `logits` the last row of logits; `recurrent` is room for networks that carry a state."""
+    `logits` the last row of logits; `counters` are zero when a session begins and after every launch that uses them;
+    `recurrent` is room for networks that carry a state."""
 
     name: str
-    kind: Literal["full_cache", "ring_cache", "token_history", "sampled", "logits", "recurrent"]
+    kind: Literal["full_cache", "ring_cache", "token_history", "sampled", "logits", "counters", "recurrent"]
     dtype: DType
     shape: tuple[int, ...]
     bytes: int
@@ -193,7 +195,19 @@ class AttributeArgument(Record, frozen=True, tag="attribute"):
     name: str
 
 
-Argument = OperandArgument | ParameterArgument | ValueArgument | AttributeArgument
+class TensorMapArgument(Record, frozen=True, tag="tensor_map"):
+    """A kernel argument that is a tensor map (128 bytes, by value), through which Hopper's copy engine reads boxes of
+    `operands[index]`. `sizes` and `box` are in elements, innermost axis first; `strides` in bytes, of every axis but
+    the innermost; `swizzle` in bytes (0: none). What lies outside `sizes` reads as zero."""
+
+    index: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: Literal[0, 32, 64, 128] = 0
+
+
+Argument = OperandArgument | ParameterArgument | ValueArgument | AttributeArgument | TensorMapArgument
 
 
 class ReferenceCall(Record, frozen=True, tag="reference"):
@@ -206,6 +220,20 @@ class TemplateCall(Record, frozen=True, tag="template"):
     variant: int
     grid: tuple[Expression, Expression, Expression]
     arguments: tuple[Argument, ...]
+
+
+class RowRange(Record, frozen=True):
+    """`call` serves up to `high` rows."""
+
+    high: int
+    call: TemplateCall
+
+
+class RowsCall(Record, frozen=True, tag="rows"):
+    """One call for each range of row counts: the first whose `high` is not under the rows of this call. The true length
+    decides, so ranges end where buckets end: every path of one length makes the same call."""
+
+    ranges: tuple[RowRange, ...]
 
 
 class LibraryCall(Record, frozen=True, tag="library"):
@@ -223,7 +251,25 @@ class HostCall(Record, frozen=True, tag="host"):
     callback: str
 
 
-Kernel = ReferenceCall | TemplateCall | LibraryCall | HostCall
+Kernel = ReferenceCall | TemplateCall | RowsCall | LibraryCall | HostCall
+
+
+def template_calls(kernel: Kernel) -> tuple[TemplateCall, ...]:
+    """Every template call that the kernel may make."""
+    match kernel:
+        case TemplateCall():
+            return (kernel,)
+        case RowsCall():
+            return tuple(entry.call for entry in kernel.ranges)
+        case _:
+            return ()
+
+
+def call_for(kernel: Kernel, rows: int) -> TemplateCall | None:
+    """The template call that serves so many rows; None if the kernel is no template's, or no range holds them."""
+    if isinstance(kernel, RowsCall):
+        return next((entry.call for entry in kernel.ranges if rows <= entry.high), None)
+    return kernel if isinstance(kernel, TemplateCall) else None
 
 
 class Launch(Record, frozen=True):
@@ -319,13 +365,13 @@ class CodeReference(Record, frozen=True):
 
 class Variant(Record, frozen=True):
     """A template built for one target with fixed axes. `parameters` is the launch ABI in order; `scratch` are the
-    compiler's own pointers, passed as null."""
+    compiler's own pointers, passed as null; a `tensor_map` is 128 bytes by value."""
 
     template: int
     target: str
     axes: dict[str, bool | int | str]
     entry: str
-    parameters: tuple[Literal["pointer", "int32", "int64", "float32", "scratch"], ...]
+    parameters: tuple[ParameterKind, ...]
     threads: int
     shared_bytes: int
     code: CodeReference

@@ -24,7 +24,7 @@ from hjgc.plan_format.verify_tables import (
     check_weights,
 )
 
-TARGET = re.compile(r"cpu|sm_[1-9][0-9]{1,2}")
+TARGET = re.compile(r"cpu|(sm|compute)_[1-9][0-9]{1,2}")
 FLOATS = ("float32", "float16", "bfloat16")
 MAX_TOTAL_BYTES = 16 * MAX_TABLE_BYTES
 MAX_PHASES = 16
@@ -97,7 +97,7 @@ def _check_header(plan: Plan, check: Checker) -> None:
     check.require(0 < len(plan.targets) <= MAX_FEW, "$.targets", f"1 to {MAX_FEW} targets", len(plan.targets))
     for i, target in enumerate(plan.targets):
         known = TARGET.fullmatch(target) is not None and target not in plan.targets[:i]
-        check.require(known, f"$.targets[{i}]", "'cpu' or 'sm_NN', once each", target)
+        check.require(known, f"$.targets[{i}]", "'cpu', 'sm_NN' or 'compute_NN', once each", target)
     for name in plan.dtypes.__struct_fields__:
         dtype = getattr(plan.dtypes, name)
         check.require(dtype in FLOATS, f"$.dtypes.{name}", f"one of {FLOATS}", dtype)

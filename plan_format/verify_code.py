@@ -49,8 +49,10 @@ def _check_variant(plan: Plan, variant: Variant, where: str, check: Checker) -> 
     registers = variant.registers is None or 0 <= variant.registers <= MAX_REGISTERS
     check.require(registers, f"{where}.registers", f"0 to {MAX_REGISTERS}", variant.registers)
     check.count(variant.parameters, MAX_PARAMETERS, f"{where}.parameters")
-    waits = not variant.pdl or int(variant.target.removeprefix("sm_")) >= FIRST_WITH_PDL
+    waits = not variant.pdl or (variant.target.startswith("sm_") and int(variant.target[3:]) >= FIRST_WITH_PDL)
     check.require(waits, f"{where}.pdl", f"false before sm_{FIRST_WITH_PDL}", variant.target)
+    section = "ptx" if variant.target.startswith("compute_") else "cubin"
+    check.require(variant.code.section == section, f"{where}.code.section", section, variant.code.section)
 
 
 def _check_code(code: CodeReference, section_lengths: Mapping[str, int], where: str, check: Checker) -> None:

@@ -1,42 +1,20 @@
-"""Is one launch legal: operands as its op declares them, attributes, and a kernel for every target?"""
+"""Is one launch legal: operands as its op declares them, attributes, and, as another file says, its kernels?"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from hjgc.plan_format.checker import Checker, brief
-from hjgc.plan_format.expressions import Ranges, check_expression
+from hjgc.plan_format.expressions import Ranges
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import STATES, Op, Role, bind_axes
 from hjgc.plan_format.sizes import Expression, Size, spell
-from hjgc.plan_format.structs import (
-    Argument,
-    AttributeArgument,
-    Buffer,
-    Constant,
-    HostCall,
-    Kernel,
-    Launch,
-    LibraryCall,
-    Operand,
-    OperandArgument,
-    ParameterArgument,
-    Phase,
-    Plan,
-    ReferenceCall,
-    State,
-    TemplateCall,
-    Weight,
-)
+from hjgc.plan_format.structs import Buffer, Launch, Operand, Phase, Plan, State
+from hjgc.plan_format.verify_kernel import Entry, KernelVerifier
 from hjgc.plan_format.verify_tables import check_placement
 
-GRID_LIMITS = ((1 << 31) - 1, 65535, 65535)
-CALLBACKS = ("logits_processor",)
 FLOAT32_MAX = 3.4028234663852886e38
 ROWS, VOCABULARY = "M", "V"
-
-Entry = Weight | Constant | State | Buffer
 
 
 class LaunchVerifier:
@@ -58,8 +36,7 @@ class LaunchVerifier:
             "logits": dtypes.logits,
         }
         self.rows: Expression = Size("tokens") if "tokens" in keys else 1
-        self.targets = set(plan.targets)
-        self.fields = [field.name for field in plan.parameters.fields]
+        self.kernels = KernelVerifier(plan, self.tables, keys, check)
 
     def run(self, number: int, launch: Launch, where: str) -> None:
         op = all_ops().get(launch.op)
@@ -78,7 +55,7 @@ class LaunchVerifier:
         self._aliases(launch, where)
         self._axes(op, launch, shapes, where)
         self._attributes(op, launch, f"{where}.attributes")
-        self._kernels(op, launch, f"{where}.kernels")
+        self.kernels.run(op, launch, f"{where}.kernels")
         check_placement(launch.placement, where, self.check)
         for name in ("device", "rank"):
             self.check.require(getattr(launch, name) == 0, f"{where}.{name}", "0", getattr(launch, name))
@@ -149,59 +126,3 @@ class LaunchVerifier:
             value = found[name]
             fine = type(value) is kind and (not isinstance(value, float) or abs(value) <= FLOAT32_MAX)
             self.check.require(fine, f"{place}.{name}", f"a {kind.__name__} that float32 holds", value)
-
-    def _kernels(self, op: Op, launch: Launch, place: str) -> None:
-        found = launch.kernels
-        if found.keys() != self.targets:
-            self.check.fail(place, f"expected one for each of {sorted(self.targets)}, found {sorted(found)}")
-        for target, kernel in found.items():
-            self._kernel(op, launch, target, kernel, f"{place}.{target}")
-
-    def _kernel(self, op: Op, launch: Launch, target: str, kernel: Kernel, place: str) -> None:
-        if op.host != isinstance(kernel, HostCall):
-            self.check.fail(place, "expected a host call for an op of the host's, found another kind of kernel")
-        match kernel:
-            case ReferenceCall():
-                self.check.require(target == "cpu", place, "the reference on the cpu target only", target)
-            case HostCall():
-                self.check.require(kernel.callback in CALLBACKS, place, f"one of {CALLBACKS}", kernel.callback)
-            case TemplateCall():
-                self._template_call(launch, target, kernel, place)
-            case LibraryCall():
-                self.check.require(False, place, "a library this hjgc knows", kernel.library)
-
-    def _template_call(self, launch: Launch, target: str, call: TemplateCall, place: str) -> None:
-        self.check.index(call.variant, self.plan.variants, f"{place}.variant")
-        variant = self.plan.variants[call.variant]
-        self.check.require(variant.target == target, f"{place}.variant", f"one built for {target}", variant.target)
-        for axis, (size, limit) in enumerate(zip(call.grid, GRID_LIMITS, strict=True)):
-            low, high = check_expression(size, self.keys, f"{place}.grid[{axis}]", self.check)
-            self.check.require(1 <= low <= high <= limit, f"{place}.grid[{axis}]", f"1 to {limit}", (low, high))
-        kinds = [kind for kind in variant.parameters if kind != "scratch"]
-        counts = (len(kinds), len(call.arguments))
-        self.check.require(counts[0] == counts[1], f"{place}.arguments", f"{counts[0]}", counts[1])
-        for i, (kind, argument) in enumerate(zip(kinds, call.arguments, strict=True)):
-            self._argument(launch, kind, argument, f"{place}.arguments[{i}]")
-
-    def _argument(self, launch: Launch, kind: str, argument: Argument, place: str) -> None:
-        match argument:
-            case OperandArgument():
-                self.check.require(kind == "pointer", place, kind, "an operand")
-                self.check.index(argument.index, launch.operands, f"{place}.index")
-            case ParameterArgument():
-                fits = kind == "pointer" and argument.name in self.fields
-                self.check.require(fits, place, f"a {kind}, or one of {self.fields}", argument.name)
-            case AttributeArgument():
-                fits = _attribute_fits(kind, launch.attributes.get(argument.name))
-                self.check.require(fits, place, f"an attribute of type {kind}", argument.name)
-            case _:
-                low, high = check_expression(argument.value, self.keys, place, self.check)
-                fits = kind == "int64" or (kind == "int32" and -(1 << 31) <= low <= high < 1 << 31)
-                self.check.require(fits, place, f"a value that fits {kind}", (low, high))
-
-
-def _attribute_fits(kind: str, value: object) -> bool:
-    if isinstance(value, float):
-        return kind == "float32" and math.isfinite(value)
-    limit = {"int32": 1 << 31, "int64": 1 << 63}.get(kind, 0)
-    return isinstance(value, int) and -limit <= value < limit

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from hjgc.plan_format.checker import Checker
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.expressions import Ranges, check_expression
-from hjgc.plan_format.structs import Buffer, Launch, Phase, Plan, TemplateCall
+from hjgc.plan_format.structs import Buffer, Launch, Phase, Plan, template_calls
 from hjgc.plan_format.verify_launch import LaunchVerifier
 from hjgc.plan_format.verify_schedule import check_schedules
 
@@ -130,6 +130,6 @@ def _check_edges(plan: Plan, phase: Phase, where: str, check: Checker) -> None:
 
 
 def _overlaps_on(plan: Plan, launch: Launch) -> set[str]:
-    """The targets for which the launch is a variant built for programmatic dependent launch."""
-    calls = {target: kernel for target, kernel in launch.kernels.items() if isinstance(kernel, TemplateCall)}
-    return {target for target, call in calls.items() if plan.variants[call.variant].pdl}
+    """The targets for which the launch may be a variant built for programmatic dependent launch."""
+    calls = [(target, call) for target, kernel in launch.kernels.items() for call in template_calls(kernel)]
+    return {target for target, call in calls if plan.variants[call.variant].pdl}

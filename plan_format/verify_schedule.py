@@ -7,7 +7,7 @@ from itertools import pairwise
 from hjgc.plan_format.checker import Checker
 from hjgc.plan_format.expressions import Ranges
 from hjgc.plan_format.hazards import is_chain, memory_uses, unordered_conflict
-from hjgc.plan_format.structs import DynamicSegment, HostCall, Launch, Phase, Schedule, StaticSegment
+from hjgc.plan_format.structs import DynamicSegment, HostCall, Launch, Phase, RowsCall, Schedule, StaticSegment
 
 SCHEDULES = ("default", "logits_processor", "prompt_only")
 MAX_BUCKETS = 4096
@@ -55,6 +55,15 @@ def _check_static(phase: Phase, segment: StaticSegment, keys: Ranges, where: str
     rising = all(a < b <= 2 * (a + 1) for a, b in pairwise(buckets))
     covers = bool(buckets) and buckets[-1] == high and low <= buckets[0]  # calls too short for the first run plainly
     check.require(rising and covers, f"{where}.key.buckets", f"rising to {high}, none over half empty", buckets)
+    # Else the lengths of one bucket would make two calls, and a graph knows one.
+    missing = sorted({end for n in segment.launches for end in _range_ends(phase.launches[n])} - set(buckets))
+    check.require(not missing, f"{where}.key.buckets", "each range of rows to end with a bucket", missing)
+
+
+def _range_ends(launch: Launch) -> list[int]:
+    """The last row count of each range that one of the launch's kernels has."""
+    calls = [kernel for kernel in launch.kernels.values() if isinstance(kernel, RowsCall)]
+    return [entry.high for call in calls for entry in call.ranges]
 
 
 def _on_host(launch: Launch) -> bool:

@@ -17,7 +17,7 @@ MAX_WIDENING = 8
 DIGEST = re.compile(r"[0-9a-f]{64}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """What Windows takes for a device, whatever the folder."""
-STATE_AXES = {"full_cache": 3, "ring_cache": 3, "token_history": 1, "sampled": 1, "logits": 2}
+STATE_AXES = {"full_cache": 3, "ring_cache": 3, "token_history": 1, "sampled": 1, "logits": 2, "counters": 1}
 STATE_NAMES = {"token_history": "history", "sampled": "sampled", "logits": "logits"}
 """Kinds of state that go by one name, so that a plan has one of them at most."""
 

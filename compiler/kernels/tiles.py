@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue
+from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.structs import DTypes
 
 FIRST_WITH_PDL = 90
@@ -44,7 +45,7 @@ def choose_decode(
     return DECODE_TEMPLATES[op], {**axes, "pdl": _number(target) >= FIRST_WITH_PDL}
 
 
-def scratch(op: str, axes: Axes) -> dict[str, tuple[str, tuple[int, ...]]]:
+def scratch(op: str, axes: Axes) -> dict[str, tuple[DType, tuple[int, ...]]]:
     """The operands that a kernel needs besides what its op means, by role: element type and shape. `counters` must be
     zero before the first launch, and are zero after each."""
     match op:
@@ -60,7 +61,8 @@ def scratch(op: str, axes: Axes) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _number(target: str) -> int:
-    return int(target.removeprefix("sm_"))
+    """The compute capability of `sm_NN`; no number of a chip for `compute_NN`, which must run on all later ones."""
+    return int(target.removeprefix("sm_")) if target.startswith("sm_") else 0
 
 
 def _embedding(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
@@ -71,6 +73,11 @@ def _embedding(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) 
 def _rotary_table(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
     del dtypes, roles, target
     return {"columns": dims["F"], "warps": 2}
+
+
+def _rms_norm(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
+    del roles, target
+    return {"columns": dims["H"], "warps": 8 if dims["H"] > 1024 else WARPS, **_halves(dtypes)}
 
 
 def _attention_inputs(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
@@ -147,6 +154,7 @@ def _halves(dtypes: DTypes) -> dict[str, AxisValue]:
 DECODE_TEMPLATES: Mapping[str, str] = {
     "embedding": "embedding",
     "rotary_table": "rotary_table",
+    "rms_norm": "rms_norm",
     "attention_inputs": "decode_attention_inputs",
     "attention": "decode_attention",
     "linear": "decode_linear",
@@ -157,6 +165,7 @@ DECODE_TEMPLATES: Mapping[str, str] = {
 _CHOICES = {
     "embedding": _embedding,
     "rotary_table": _rotary_table,
+    "rms_norm": _rms_norm,
     "attention_inputs": _attention_inputs,
     "attention": _attention,
     "linear": _linear,

@@ -38,11 +38,13 @@ def reference(
     epsilon: float,
     head_norm_epsilon: float,
 ) -> None:
+    """Where there is no `norm_weight`, x is normalised already."""
     import torch
 
     heads, (kv_heads, _, size) = query.shape[1], key_cache.shape
     rows, start = x.shape[0], parameters.start
-    qkv = multiply(normalise(x, norm_weight, epsilon), weight, bias).view(rows, heads + 2 * kv_heads, size)
+    normal = x if norm_weight is None else normalise(x, norm_weight, epsilon)
+    qkv = multiply(normal, weight, bias).view(rows, heads + 2 * kv_heads, size)
     qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
     if query_norm is not None:
         q, k = qk.split((heads, kv_heads), 1)
@@ -72,7 +74,7 @@ OP = Op(
     summary="q, k, v = rotate(rms_norm(x) @ weight.T + bias); key_cache, value_cache += k, v",
     roles=(
         read("x", "M H"),
-        constant("norm_weight", "H"),
+        constant("norm_weight", "H", optional=True),
         constant("weight", "N H"),
         constant("bias", "N", optional=True),
         constant("query_norm", "D", optional=True),

@@ -53,6 +53,7 @@ STATES: Mapping[str, str] = {
     "value_cache": "full_cache",
     "logits": "logits",
     "sampled": "sampled",
+    "counters": "counters",
 }
 """Roles that only a state of this kind can fill: kernels reach into it at places that the parameter block names."""
 

@@ -11,11 +11,12 @@ from hjgc.plan_format.ops.rms_norm import normalise
 
 
 def reference(x: Any, norm_weight: Any, weight: Any, bias: Any, y: Any, *, epsilon: float) -> None:
-    """`weight` [2F, H]: the gate's rows, then up's."""
+    """`weight` [2F, H]: the gate's rows, then up's. Where there is no `norm_weight`, x is normalised already."""
     import torch
     import torch.nn.functional as F
 
-    gate, up = multiply(normalise(x, norm_weight, epsilon), weight, bias).chunk(2, 1)
+    normal = x if norm_weight is None else normalise(x, norm_weight, epsilon)
+    gate, up = multiply(normal, weight, bias).chunk(2, 1)
     torch.mul(F.silu(gate), up, out=y)
 
 
@@ -29,7 +30,7 @@ OP = Op(
     summary="y = silu(gate) * up, where gate, up = rms_norm(x) @ weight.T + bias",
     roles=(
         read("x", "M H"),
-        constant("norm_weight", "H"),
+        constant("norm_weight", "H", optional=True),
         constant("weight", "N H"),
         constant("bias", "N", optional=True),
         write("y", "M F"),

@@ -96,6 +96,8 @@ BOUND: dict[str, Callable[..., Call]] = {
 
 
 def _norm(x: Any, weight: Any, epsilon: float) -> Callable[[], Any]:
+    if weight is None:
+        return lambda: x
     row, size, result = x.view(-1), x.shape[-1], torch.empty_like(x)
 
     def run() -> Any:

@@ -6,19 +6,19 @@ import hashlib
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError
-from hjgc.plan_format.structs import HostCall, Plan, TemplateCall, Variant
+from hjgc.plan_format.structs import HostCall, Plan, RowsCall, TemplateCall, Variant
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError, Handle
 
-PARAMETER_BYTES = {"pointer": 8, "scratch": 8, "int32": 4, "int64": 8, "float32": 4}
+PARAMETER_BYTES = {"pointer": 8, "scratch": 8, "int32": 4, "int64": 8, "float32": 4, "tensor_map": 128}
 
 
 class Code:
     """The variants of one target, loaded: `functions[i]` belongs to `plan.variants[i]`, None for other targets."""
 
-    def __init__(self, driver: Driver, file: PlanFile) -> None:
-        self._driver, self._file = driver, file
+    def __init__(self, driver: Driver, file: PlanFile, target: str) -> None:
+        self._driver, self._file, self._target = driver, file, target
         self._modules: list[Handle] = []
-        check_target(file, driver.target)
+        check_target(file, target)
         try:
             self.functions = [self._function(i, variant) for i, variant in enumerate(file.plan.variants)]
         except BaseException:
@@ -30,7 +30,7 @@ class Code:
             self._driver.unload_module(self._modules.pop())
 
     def _function(self, index: int, variant: Variant) -> Handle | None:
-        if variant.target != self._driver.target:
+        if variant.target != self._target:
             return None
         place = f"$.variants[{index}]"
         code = self._checked_bytes(variant, place)
@@ -79,6 +79,6 @@ def check_target(file: PlanFile, target: str) -> None:
     for phase in plan.phases:
         for launch in phase.launches:
             kernel = launch.kernels[target]
-            if not isinstance(kernel, TemplateCall | HostCall):
+            if not isinstance(kernel, TemplateCall | RowsCall | HostCall):
                 problem = f"expected a kernel, found a {type(kernel).__name__}, which does not run on CUDA"
                 raise PlanError(file.path, problem, field=f"{phase.name}/{launch.name}")

@@ -6,6 +6,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.sizes import Expression, SizeDeclaration, evaluate
 from hjgc.plan_format.structs import (
     Argument,
@@ -16,57 +17,103 @@ from hjgc.plan_format.structs import (
     Phase,
     Plan,
     TemplateCall,
+    TensorMapArgument,
     ValueArgument,
     Variant,
+    call_for,
+    template_calls,
 )
-from hjgc.runtime.backends.cuda_driver import Driver, Handle, LaunchShape
+from hjgc.runtime.backends.cuda_driver import TENSOR_MAP_BYTES, Driver, Handle, LaunchShape
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 
 PACKING = {"pointer": "<Q", "scratch": "<Q", "int32": "<i", "int64": "<q", "float32": "<f"}
 SLOT = 8
+TENSOR_MAP_ALIGNMENT = 64
 
 
 class Kernels:
-    """What binding a launch of any phase needs: the target's variants as loaded functions, and the memory."""
+    """What binding a launch of any phase needs: the target's variants as loaded functions, and the memory. Calls whose
+    parameters never change are bound once and shared by all that launch them, from any thread."""
 
-    def __init__(self, plan: Plan, target: str, functions: Sequence[Handle | None], memory: DeviceMemory) -> None:
-        self.plan, self.target, self.functions, self.memory = plan, target, functions, memory
+    def __init__(
+        self, driver: Driver, plan: Plan, target: str, functions: Sequence[Handle | None], memory: DeviceMemory
+    ) -> None:
+        self.driver, self.plan, self.target, self.functions, self.memory = driver, plan, target, functions, memory
+        self._shared: dict[tuple[str, str, int], BoundCall] = {}
+        self._pdl_edges = {
+            phase.name: {(edge.before, edge.after) for edge in phase.edges if edge.kind == "pdl"}
+            for phase in plan.phases
+        }
 
-    def call(self, launch: Launch) -> TemplateCall | None:
-        kernel = launch.kernels[self.target]
-        return kernel if isinstance(kernel, TemplateCall) else None
+    def bind_all(self) -> None:
+        """Bind every call there is, so that no request does: a few microseconds each."""
+        for phase in self.plan.phases:
+            for launch in phase.launches:
+                for call in template_calls(launch.kernels[self.target]):
+                    self.bound(phase, launch, call)
 
-    def overlaps(self, launch: Launch) -> bool:
-        """Whether the launch is a kernel that waits for its predecessor by itself."""
-        call = self.call(launch)
+    def call(self, launch: Launch, tokens: int) -> TemplateCall | None:
+        """What serves so many rows."""
+        return call_for(launch.kernels[self.target], tokens)
+
+    def bound(self, phase: Phase, launch: Launch, call: TemplateCall) -> BoundCall:
+        key = (phase.name, launch.name, id(call))
+        found = self._shared.get(key)
+        if found is None:
+            found = BoundCall(self, phase, launch, call)
+            if not found.varies:
+                self._shared[key] = found
+        return found
+
+    def pdl_edges(self, phase: Phase) -> set[tuple[int, int]]:
+        """The pairs of launches of which the later may start early."""
+        return self._pdl_edges[phase.name]
+
+    def overlaps(self, launch: Launch, tokens: int) -> bool:
+        """Whether the launch is then a kernel that waits for its predecessor by itself."""
+        call = self.call(launch, tokens)
         return call is not None and self.plan.variants[call.variant].pdl
 
 
-class BoundLaunch:
-    """One launch with the addresses of its operands filled in. `fit` fills in what depends on the rows."""
+class BoundCall:
+    """One call with the addresses of its operands filled in. `fit` fills in what depends on the rows."""
 
-    def __init__(self, kernels: Kernels, phase: Phase, launch: Launch) -> None:
-        call = kernels.call(launch)
-        assert call is not None, "the backend refuses plans with other calls when it opens them"
+    def __init__(self, kernels: Kernels, phase: Phase, launch: Launch, call: TemplateCall) -> None:
         self._variant = kernels.plan.variants[call.variant]
         self.function = kernels.functions[call.variant]
         self._grid = call.grid
         self._sizes = _key_names(phase.sizes)
-        self._slots = ctypes.create_string_buffer(SLOT * len(self._variant.parameters))
+        self._offsets, size = _offsets(self._variant)
+        self._slots = ctypes.create_string_buffer(size + TENSOR_MAP_ALIGNMENT)
         first = ctypes.addressof(self._slots)
-        addresses = [first + SLOT * i for i in range(len(self._variant.parameters))]
+        self._start = -first % TENSOR_MAP_ALIGNMENT
+        addresses = [first + self._start + offset for offset in self._offsets]
         self._array = (ctypes.c_uint64 * len(addresses))(*addresses)
         self.parameters = ctypes.addressof(self._array)
         self._varying: list[tuple[int, str, Expression]] = []
         for i, argument in _by_slot(self._variant, call.arguments):
-            self._fill(i, argument, kernels.memory, phase, launch)
+            self._fill(i, argument, kernels, phase, launch)
 
-    def _fill(self, slot: int, argument: Argument, memory: DeviceMemory, phase: Phase, launch: Launch) -> None:
-        kind = self._variant.parameters[slot]
+    @property
+    def varies(self) -> bool:
+        """Do parameters depend on the rows?"""
+        return bool(self._varying)
+
+    def _fill(self, slot: int, argument: Argument, kernels: Kernels, phase: Phase, launch: Launch) -> None:
+        kind, memory = self._variant.parameters[slot], kernels.memory
         match argument:
             case OperandArgument():
                 operand = launch.operands[argument.index]
                 self._put(slot, kind, memory.address(operand.space, operand.index, phase.name))
+            case TensorMapArgument():
+                operand = launch.operands[argument.index]
+                address = memory.address(operand.space, operand.index, phase.name)
+                dtype = memory.dtype(operand.space, operand.index, phase.name)
+                encoded = kernels.driver.tensor_map(
+                    address, dtype, argument.sizes, argument.strides, argument.box, argument.swizzle
+                )
+                at = self._start + self._offsets[slot]
+                ctypes.memmove(ctypes.addressof(self._slots) + at, encoded, TENSOR_MAP_BYTES)
             case ParameterArgument():
                 self._put(slot, kind, memory.field_address(argument.name))
             case AttributeArgument():
@@ -75,7 +122,7 @@ class BoundLaunch:
                 self._varying.append((slot, kind, argument.value))
 
     def _put(self, slot: int, kind: str, value: object) -> None:
-        struct.pack_into(PACKING[kind], self._slots, SLOT * slot, value)
+        struct.pack_into(PACKING[kind], self._slots, self._start + self._offsets[slot], value)
 
     def fit(self, tokens: int) -> LaunchShape:
         """Set the parameters that depend on the rows; the shape for so many."""
@@ -87,89 +134,104 @@ class BoundLaunch:
 
 
 class Chain:
-    """Launches of one phase that run one by one in a stream, bound once, fitted again when the rows change."""
+    """Launches of one phase that run one by one in a stream, fitted again when the rows change."""
 
-    def __init__(self, driver: Driver, kernels: Kernels, phase: Phase, numbers: Sequence[int], stream: Handle) -> None:
-        self._driver, self._stream = driver, stream
-        self._launches = [BoundLaunch(kernels, phase, phase.launches[number]) for number in numbers]
-        self._overlap = _overlaps_predecessor(kernels, phase, numbers)
-        self._configs: list[Handle] = [None] * len(numbers)
-        self._tokens = [0] * len(numbers)
+    def __init__(self, kernels: Kernels, phase: Phase, numbers: Sequence[int], stream: Handle) -> None:
+        self._kernels, self._phase, self._numbers, self._stream = kernels, phase, tuple(numbers), stream
+        self._launches: list[tuple[Handle, Handle, int]] = []
+        self._tokens = 0
 
     def run(self, tokens: int, stop: Callable[[], bool] | None) -> bool:
         """Launch all, unless `stop` says yes before one of them. Returns whether all ran."""
-        for i, launch in enumerate(self._launches):
+        launch = self._kernels.driver.launch
+        for i, number in enumerate(self._numbers):
             if stop is not None and stop():
                 return False
-            if self._tokens[i] != tokens:
-                self._fit(i, launch, tokens)
-            self._driver.launch(self._configs[i], launch.function, launch.parameters)
+            # Fitted launch by launch, so that the device works while the host prepares the next one.
+            if self._tokens != tokens or i >= len(self._launches):
+                self._fit(i, number, tokens)
+            launch(*self._launches[i])
         return True
 
-    def _fit(self, i: int, launch: BoundLaunch, tokens: int) -> None:
-        self._configs[i] = self._driver.configure(launch.fit(tokens), self._overlap[i], self._stream)
-        self._tokens[i] = tokens
+    def _fit(self, i: int, number: int, tokens: int) -> None:
+        if i == 0 or self._tokens != tokens:
+            del self._launches[:]
+            self._tokens = tokens
+        kernels, launch = self._kernels, self._phase.launches[number]
+        bound = _bound(kernels, self._phase, launch, tokens)
+        overlap = i > 0 and _may_overlap(kernels, self._phase, self._numbers[i - 1], number, tokens)
+        config = kernels.driver.configure(bound.fit(tokens), overlap, self._stream)
+        self._launches.append((config, bound.function, bound.parameters))
 
 
 class GraphBuilder:
-    """Builds graphs of one phase's launches, node by node, with the plan's edges. All launches are bound up front, so
-    that building takes little of the interpreter lock, which is what disturbs a request most. One thread at a time."""
+    """Builds graphs of one phase's launches, node by node, with the plan's edges. One thread at a time."""
 
-    def __init__(self, driver: Driver, kernels: Kernels, phase: Phase) -> None:
-        self._driver, self._phase = driver, phase
-        kernel_launches = {i: launch for i, launch in enumerate(phase.launches) if kernels.call(launch)}
-        self._launches = {i: BoundLaunch(kernels, phase, launch) for i, launch in kernel_launches.items()}
+    def __init__(self, kernels: Kernels, phase: Phase) -> None:
+        self._kernels, self._phase = kernels, phase
+        self._before: dict[int, list[tuple[int, str]]] = {}
+        for edge in phase.edges:
+            self._before.setdefault(edge.after, []).append((edge.before, edge.kind))
         self._nodes: dict[int, Handle] = {}
-        self._before = _predecessors(kernels, phase, range(len(phase.launches)))
         self._tokens = 0
 
     def build(self, numbers: Sequence[int], tokens: int) -> Handle:
         """A graph of these launches for so many rows. The caller drops it. Raises DriverError."""
-        if tokens != self._tokens or not self._nodes:
-            self._fit(tokens)
-        graph = self._driver.make_graph()
+        if tokens != self._tokens:
+            self._nodes, self._tokens = {}, tokens
+        driver, launches = self._kernels.driver, self._phase.launches
+        for number in numbers:
+            if number not in self._nodes:
+                self._nodes[number] = self._node(launches[number], tokens)
+        overlapping = {number: self._kernels.overlaps(launches[number], tokens) for number in numbers}
+        graph = driver.make_graph()
         try:
             added: dict[int, Handle] = {}
             for number in numbers:
-                before = [edge for edge in self._before[number] if edge[0] in added]
-                nodes, early = [added[earlier] for earlier, _ in before], [kind for _, kind in before]
-                added[number] = self._driver.add_kernel(graph, self._nodes[number], nodes, early)
+                before = [edge for edge in self._before.get(number, ()) if edge[0] in added]
+                nodes = [added[earlier] for earlier, _ in before]
+                early = [kind == "pdl" and overlapping[earlier] and overlapping[number] for earlier, kind in before]
+                added[number] = driver.add_kernel(graph, self._nodes[number], nodes, early)
         except BaseException:
-            self._driver.drop_graph(graph)
+            driver.drop_graph(graph)
             raise
         return graph
 
-    def _fit(self, tokens: int) -> None:
-        for number, launch in self._launches.items():
-            shape = launch.fit(tokens)
-            if number in self._nodes:
-                self._driver.resize(self._nodes[number], shape)
-            else:
-                self._nodes[number] = self._driver.make_node(shape, launch.function, launch.parameters)
-        self._tokens = tokens
+    def _node(self, launch: Launch, tokens: int) -> Handle:
+        bound = _bound(self._kernels, self._phase, launch, tokens)
+        return self._kernels.driver.make_node(bound.fit(tokens), bound.function, bound.parameters)
 
 
-def _predecessors(kernels: Kernels, phase: Phase, numbers: Sequence[int]) -> dict[int, list[tuple[int, bool]]]:
-    """For each launch those among `numbers` that it comes after, and whether it may start once they have triggered."""
-    found: dict[int, list[tuple[int, bool]]] = {number: [] for number in numbers}
-    for edge in phase.edges:
-        if edge.before in found and edge.after in found:
-            ends = (phase.launches[edge.before], phase.launches[edge.after])
-            found[edge.after].append((edge.before, edge.kind == "pdl" and all(map(kernels.overlaps, ends))))
-    return found
+def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: int) -> BoundCall:
+    call = kernels.call(launch, tokens)
+    if call is None:
+        raise RunError(f"expected a kernel of launch {launch.name!r} for {tokens} rows on {kernels.target}, found none")
+    return kernels.bound(phase, launch, call)
 
 
-def _overlaps_predecessor(kernels: Kernels, phase: Phase, numbers: Sequence[int]) -> list[bool]:
+def _may_overlap(kernels: Kernels, phase: Phase, earlier: int, later: int, tokens: int) -> bool:
     """In a stream only the launch just before counts: every kernel that overlaps also waits until that one has
     finished, and so, in turn, for all before it. The first waits for whatever the stream held."""
-    before = _predecessors(kernels, phase, numbers)
-    return [i > 0 and (numbers[i - 1], True) in before[number] for i, number in enumerate(numbers)]
+    joined = (earlier, later) in kernels.pdl_edges(phase)
+    return joined and all(kernels.overlaps(phase.launches[n], tokens) for n in (earlier, later))
 
 
 def _by_slot(variant: Variant, arguments: Sequence[Argument]) -> list[tuple[int, Argument]]:
     """Arguments fill the parameters in order; scratch parameters take none and stay null."""
     slots = [i for i, kind in enumerate(variant.parameters) if kind != "scratch"]
     return list(zip(slots, arguments, strict=True))
+
+
+def _offsets(variant: Variant) -> tuple[list[int], int]:
+    """Where each parameter's value lies, and the bytes of all."""
+    offsets: list[int] = []
+    end = 0
+    for kind in variant.parameters:
+        wide = kind == "tensor_map"
+        end = -(-end // TENSOR_MAP_ALIGNMENT) * TENSOR_MAP_ALIGNMENT if wide else end
+        offsets.append(end)
+        end += TENSOR_MAP_BYTES if wide else SLOT
+    return offsets, end
 
 
 def _key_names(sizes: Sequence[SizeDeclaration]) -> list[str]:

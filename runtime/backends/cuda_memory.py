@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hjgc.plan_format.dtypes import ITEM_BYTES
+from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Plan, State
 from hjgc.runtime.backend import MemoryRef
@@ -62,6 +62,11 @@ class DeviceMemory:
         if space == "buffer":
             return self._arena + self._plan.phase(phase).buffers[index].offset
         return self._addresses[space, index]
+
+    def dtype(self, space: str, index: int, phase: str = "") -> DType:
+        """The element type of a table entry that has one."""
+        tables = {"weight": self._plan.weights, "constant": self._plan.constants, "state": self._plan.states}
+        return (self._plan.phase(phase).buffers if space == "buffer" else tables[space])[index].dtype
 
     def field_address(self, name: str) -> int:
         return self.address("parameters", 0) + self._fields[name].offset

@@ -1,0 +1,89 @@
+"""Which template, with which axes, does hjgc choose for a step of a prompt, for each range of row counts?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from hjgc.compiler.kernels.declaration import AxisValue
+from hjgc.compiler.kernels.prefill_tiles import RANGES, tiles
+from hjgc.compiler.kernels.tiles import Dims, choose_decode
+from hjgc.plan_format.structs import DTypes
+
+RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "gated_linear"})
+"""Ops whose tiles depend on the rows; the others have one choice for all."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A template and the axes that it is built with."""
+
+    template: str
+    axes: Mapping[str, AxisValue]
+
+
+def range_ends(target: str, most: int) -> tuple[int, ...]:
+    """The last row count of each range, for calls of up to `most` rows."""
+    del target
+    return (*(end for end in RANGES if end < most), most)
+
+
+def splits(target: str, rows: int, outputs: int, columns: int) -> int:
+    """Into how many parts the sum of such a product is cut, in the range of so many rows."""
+    return int(tiles(rows, target)[_product_step(outputs, columns)]["splits"])
+
+
+def choose_prefill(
+    op: str, dims: Dims, dtypes: DTypes, roles: Collection[str], target: str, rows: int, parts: int
+) -> Choice:
+    """For a step of up to `rows` rows (the end of a range). `dims` holds the op's letters, R those of a part; `roles`
+    the roles that have an operand; `parts` how many parts a `join` adds up. Raises KeyError for an op without one."""
+    if op not in RANGED:
+        return Choice(*choose_decode(op, {**dims, "M": 0}, dtypes, roles, target))
+    axes = _AXES[op](dims, roles)
+    if op == "join":
+        axes["splits"] = parts
+    step = _product_step(dims["N"], dims["K"]) if op == "linear_parts" else op
+    return Choice(f"prefill_{op}", {**axes, "dtype": dtypes.compute, **tiles(rows, target)[step]})
+
+
+def _product_step(outputs: int, columns: int) -> str:
+    """What the table of tiles calls a product of this shape."""
+    return "down" if columns > outputs else "output"
+
+
+def _attention_inputs(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
+    flags = {"norm": "norm_weight" in roles, "bias": "bias" in roles, "head_norm": "query_norm" in roles}
+    return {**_cache(dims), "rows": dims["N"], "columns": dims["H"], **flags}
+
+
+def _attention(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
+    del roles
+    return _cache(dims)
+
+
+def _linear_parts(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
+    del roles
+    return {"rows": dims["N"], "columns": dims["K"], "row_capacity": dims["R"]}
+
+
+def _join(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
+    flags = {"bias": "bias" in roles, "residual": "residual" in roles, "norm": "norm_weight" in roles}
+    return {"columns": dims["N"], "row_capacity": dims["R"], **flags}
+
+
+def _gated_linear(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
+    return {"rows": dims["N"], "columns": dims["H"], "norm": "norm_weight" in roles, "bias": "bias" in roles}
+
+
+def _cache(dims: Dims) -> dict[str, AxisValue]:
+    return {"heads": dims["Q"], "kv_heads": dims["G"], "head_size": dims["D"], "capacity": dims["C"]}
+
+
+_AXES = {
+    "attention_inputs": _attention_inputs,
+    "attention": _attention,
+    "linear_parts": _linear_parts,
+    "join": _join,
+    "gated_linear": _gated_linear,
+}

@@ -1,0 +1,147 @@
+"""Is the kernel that a launch names for a target legal: a variant built for it, its grid, its arguments?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from hjgc.plan_format.checker import Checker
+from hjgc.plan_format.dtypes import ITEM_BYTES
+from hjgc.plan_format.expressions import Ranges, check_expression
+from hjgc.plan_format.ops.declaration import Op
+from hjgc.plan_format.structs import (
+    Argument,
+    AttributeArgument,
+    Buffer,
+    Constant,
+    HostCall,
+    Kernel,
+    Launch,
+    LibraryCall,
+    OperandArgument,
+    ParameterArgument,
+    Plan,
+    ReferenceCall,
+    RowsCall,
+    State,
+    TemplateCall,
+    TensorMapArgument,
+    Weight,
+)
+
+GRID_LIMITS = ((1 << 31) - 1, 65535, 65535)
+CALLBACKS = ("logits_processor",)
+MAX_RANGES = 256
+MAX_MAP_AXES = 5
+MAX_MAP_BOX = 256
+MAP_ALIGNMENT = 16
+"""Bytes that every stride of a tensor map, and its innermost box, is a multiple of."""
+
+Entry = Weight | Constant | State | Buffer
+
+
+class KernelVerifier:
+    """The checks of a launch's kernels. `tables` are those that operands point into, `keys` the ranges of key sizes."""
+
+    def __init__(self, plan: Plan, tables: Mapping[str, Sequence[Entry]], keys: Ranges, check: Checker) -> None:
+        self.plan, self.tables, self.keys, self.check = plan, tables, keys, check
+        self.targets = set(plan.targets)
+        self.fields = [field.name for field in plan.parameters.fields]
+
+    def run(self, op: Op, launch: Launch, place: str) -> None:
+        found = launch.kernels
+        if found.keys() != self.targets:
+            self.check.fail(place, f"expected one for each of {sorted(self.targets)}, found {sorted(found)}")
+        for target, kernel in found.items():
+            self._kernel(op, launch, target, kernel, f"{place}.{target}")
+
+    def _kernel(self, op: Op, launch: Launch, target: str, kernel: Kernel, place: str) -> None:
+        if op.host != isinstance(kernel, HostCall):
+            self.check.fail(place, "expected a host call for an op of the host's, found another kind of kernel")
+        match kernel:
+            case ReferenceCall():
+                self.check.require(target == "cpu", place, "the reference on the cpu target only", target)
+            case HostCall():
+                self.check.require(kernel.callback in CALLBACKS, place, f"one of {CALLBACKS}", kernel.callback)
+            case TemplateCall():
+                self._template_call(launch, target, kernel, place)
+            case RowsCall():
+                self._rows_call(launch, target, kernel, place)
+            case LibraryCall():
+                self.check.require(False, place, "a library this hjgc knows", kernel.library)
+
+    def _rows_call(self, launch: Launch, target: str, kernel: RowsCall, place: str) -> None:
+        """Ranges rise to the most rows that a call may have."""
+        self.check.count(kernel.ranges, MAX_RANGES, f"{place}.ranges")
+        most = self.keys.get("tokens", (1, 1))[1]
+        highs = [entry.high for entry in kernel.ranges]
+        rising = bool(highs) and highs[0] >= 1 and all(a < b for a, b in pairwise(highs)) and highs[-1] == most
+        self.check.require(rising, f"{place}.ranges", f"rising to {most}", highs)
+        for i, entry in enumerate(kernel.ranges):
+            self._template_call(launch, target, entry.call, f"{place}.ranges[{i}].call")
+
+    def _template_call(self, launch: Launch, target: str, call: TemplateCall, place: str) -> None:
+        self.check.index(call.variant, self.plan.variants, f"{place}.variant")
+        variant = self.plan.variants[call.variant]
+        self.check.require(variant.target == target, f"{place}.variant", f"one built for {target}", variant.target)
+        for axis, (size, limit) in enumerate(zip(call.grid, GRID_LIMITS, strict=True)):
+            low, high = check_expression(size, self.keys, f"{place}.grid[{axis}]", self.check)
+            self.check.require(1 <= low <= high <= limit, f"{place}.grid[{axis}]", f"1 to {limit}", (low, high))
+        kinds = [kind for kind in variant.parameters if kind != "scratch"]
+        counts = (len(kinds), len(call.arguments))
+        self.check.require(counts[0] == counts[1], f"{place}.arguments", f"{counts[0]}", counts[1])
+        for i, (kind, argument) in enumerate(zip(kinds, call.arguments, strict=True)):
+            self._argument(launch, kind, argument, f"{place}.arguments[{i}]")
+
+    def _argument(self, launch: Launch, kind: str, argument: Argument, place: str) -> None:
+        match argument:
+            case OperandArgument():
+                self.check.require(kind == "pointer", place, kind, "an operand")
+                self.check.index(argument.index, launch.operands, f"{place}.index")
+            case TensorMapArgument():
+                self.check.require(kind == "tensor_map", place, kind, "a tensor map")
+                self._tensor_map(launch, argument, place)
+            case ParameterArgument():
+                fits = kind == "pointer" and argument.name in self.fields
+                self.check.require(fits, place, f"a {kind}, or one of {self.fields}", argument.name)
+            case AttributeArgument():
+                fits = _attribute_fits(kind, launch.attributes.get(argument.name))
+                self.check.require(fits, place, f"an attribute of type {kind}", argument.name)
+            case _:
+                low, high = check_expression(argument.value, self.keys, place, self.check)
+                fits = kind == "int64" or (kind == "int32" and -(1 << 31) <= low <= high < 1 << 31)
+                self.check.require(fits, place, f"a value that fits {kind}", (low, high))
+
+    def _tensor_map(self, launch: Launch, argument: TensorMapArgument, place: str) -> None:
+        """What the driver would refuse, and whatever would read outside the operand."""
+        self.check.index(argument.index, launch.operands, f"{place}.index")
+        operand = launch.operands[argument.index]
+        mapped = operand.space in self.tables and operand.access == "read"
+        self.check.require(mapped, f"{place}.index", "an operand that is read and has a shape", operand.role)
+        entry = self.tables[operand.space][operand.index]
+        axes, item = len(argument.sizes), ITEM_BYTES[entry.dtype]
+        same = 1 <= axes <= MAX_MAP_AXES and len(argument.strides) == axes - 1 and len(argument.box) == axes
+        self.check.require(same, f"{place}.sizes", f"1 to {MAX_MAP_AXES} axes, in strides and box too", argument.sizes)
+        sane = all(0 < size < 1 << 32 for size in argument.sizes)
+        self.check.require(sane, f"{place}.sizes", "sizes of 1 to 2^32", argument.sizes)
+        aligned = all(0 < stride < 1 << 40 and stride % MAP_ALIGNMENT == 0 for stride in argument.strides)
+        self.check.require(aligned, f"{place}.strides", f"multiples of {MAP_ALIGNMENT}", argument.strides)
+        boxed = all(0 < side <= MAX_MAP_BOX for side in argument.box)
+        inner = argument.box[0] * item
+        fits = inner % MAP_ALIGNMENT == 0 and (argument.swizzle == 0 or inner <= argument.swizzle)
+        self.check.require(boxed and fits, f"{place}.box", f"sides of 1 to {MAX_MAP_BOX} that fit", argument.box)
+        strides = (item, *argument.strides)
+        reach = item + sum((size - 1) * stride for size, stride in zip(argument.sizes, strides, strict=True))
+        self.check.require(reach <= entry_bytes(entry), f"{place}.sizes", f"{entry_bytes(entry)} bytes at most", reach)
+
+
+def entry_bytes(entry: Entry) -> int:
+    return entry.length if isinstance(entry, Constant) else entry.bytes
+
+
+def _attribute_fits(kind: str, value: object) -> bool:
+    if isinstance(value, float):
+        return kind == "float32" and math.isfinite(value)
+    limit = {"int32": 1 << 31, "int64": 1 << 63}.get(kind, 0)
+    return isinstance(value, int) and -limit <= value < limit
