@@ -14,7 +14,8 @@ MAX_AXES = 64
 MAX_PARAMETERS = 128
 MAX_REGISTERS = 255
 MAX_SHARED_BYTES = 1 << 20
-THREADS = (32, 64, 128, 256, 512, 1024)
+WARP = 32
+MOST_THREADS = 1024
 FIRST_WITH_PDL = 90
 
 
@@ -43,7 +44,8 @@ def _check_variant(plan: Plan, variant: Variant, where: str, check: Checker) -> 
         if isinstance(value, str):
             check.text(value, f"{where}.axes.{axis}", MAX_NAME)
     check.require(SYMBOL.fullmatch(variant.entry) is not None, f"{where}.entry", "a symbol", variant.entry)
-    check.require(variant.threads in THREADS, f"{where}.threads", f"one of {THREADS}", variant.threads)
+    whole = 0 < variant.threads <= MOST_THREADS and variant.threads % WARP == 0
+    check.require(whole, f"{where}.threads", f"a multiple of {WARP} up to {MOST_THREADS}", variant.threads)
     shared = 0 <= variant.shared_bytes <= MAX_SHARED_BYTES
     check.require(shared, f"{where}.shared_bytes", f"0 to {MAX_SHARED_BYTES}", variant.shared_bytes)
     registers = variant.registers is None or 0 <= variant.registers <= MAX_REGISTERS

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -71,12 +74,12 @@ def make_checkpoint(
     shapes = tensor_shapes(parse_config(config, folder / "config.json"))
     header, length = _header(shapes, stored, item)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / SINGLE) as temporary, open(temporary, "wb") as file:
-        file.write(header)
-        if sparse:
+    with replacing(folder / SINGLE) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(header)
             file.truncate(len(header) + length)
-        else:
-            _write_weights(file, shapes, config["torch_dtype"], seed)
+        if not sparse:
+            _write_weights(temporary, len(header), shapes, config["torch_dtype"], seed)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return length // item, length
 
@@ -93,11 +96,19 @@ def _header(shapes: dict[str, tuple[int, ...]], stored: str, item: int) -> tuple
     return len(words).to_bytes(8, "little") + words, end
 
 
-def _write_weights(file: IO[bytes], shapes: dict[str, tuple[int, ...]], dtype: str, seed: int) -> None:
-    convert = _converter(dtype)
-    for number, (name, shape) in enumerate(shapes.items()):
-        for piece in _draw(name, shape, np.random.default_rng([seed, number])):
-            file.write(convert(piece).tobytes())
+def _write_weights(path: Path, begin: int, shapes: dict[str, tuple[int, ...]], dtype: str, seed: int) -> None:
+    """Every tensor behind the header, which ends at `begin`; each has its own random numbers, so all cores may draw."""
+    convert, item = _converter(dtype), STORED[dtype][1]
+    ends = list(accumulate(math.prod(shape) * item for shape in shapes.values()))
+
+    def write(number: int, name: str, shape: tuple[int, ...]) -> None:
+        with open(path, "r+b") as file:
+            file.seek(begin + (ends[number - 1] if number else 0))
+            for piece in _draw(name, shape, np.random.default_rng([seed, number])):
+                file.write(convert(piece).tobytes())
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy draws without the interpreter's lock
+        list(pool.map(write, range(len(shapes)), shapes.keys(), shapes.values()))
 
 
 def _draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> Iterator[NDArray[np.float32]]:

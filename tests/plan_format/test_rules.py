@@ -133,7 +133,7 @@ SMALL: list[tuple[str, Change, str]] = [
     ("a tokenizer elsewhere", put("model.tokenizer", {"name": "../t", "sha256": D}), r"\$\.model\.tokenizer\.name"),
     ("a tokenizer of no digest", put("model.tokenizer", {"name": "t", "sha256": "0"}), r"tokenizer\.sha256"),
     ("no target", put("targets", []), r"\$\.targets: expected 1 to 64"),
-    ("an unknown target", put("targets", ["tpu"]), r"\$\.targets\[0\]: expected 'cpu' or 'sm_NN'"),
+    ("an unknown target", put("targets", ["tpu"]), r"\$\.targets\[0\]: expected 'cpu', 'sm_NN' or"),
     ("a target twice", twice("targets"), r"\$\.targets\[1\]"),
     ("whole numbers to compute with", put("dtypes.compute", "int32"), r"\$\.dtypes\.compute"),
     ("a larger parameter block", put("parameters.bytes", 128), r"\$\.parameters"),
@@ -392,6 +392,32 @@ SMALL: list[tuple[str, Change, str]] = [
 
 # The device plan: one phase of five norms, x0 to x5, for sm_90 and sm_100.
 CALL = "phases.0.launches.0.kernels.sm_90"
+MAP = {
+    "type": "tensor_map",
+    "index": 0,
+    "sizes": [128, 32],
+    "strides": [256],
+    "box": [64, 64],
+    "swizzle": 128,
+}
+
+
+def ranges(*highs: int) -> Change:
+    """The first launch's call, once for each range of rows."""
+
+    def change(tree: dict[str, Any]) -> None:
+        kernels = _at(tree, CALL.rpartition(".")[0])
+        entries = [{"high": high, "call": kernels["sm_90"]} for high in highs]
+        kernels["sm_90"] = {"type": "rows", "ranges": entries}
+
+    return change
+
+
+def tensor_map(**fields: Any) -> Change:
+    """Its first argument as a tensor map."""
+    return all_of(put("variants.0.parameters.0", "tensor_map"), put(f"{CALL}.arguments.0", MAP | fields))
+
+
 DEVICE: list[tuple[str, Change, str]] = [
     ("a template twice", twice("templates"), r"\$\.templates\[1\]\.name"),
     ("a template of no digest", put("templates.0.digest", "0"), r"\$\.templates\[0\]\.digest"),
@@ -409,7 +435,29 @@ DEVICE: list[tuple[str, Change, str]] = [
     ("code past the section", put("variants.0.code.offset", 1001), r"\$\.variants\[0\]\.code: expected a range"),
     ("code before it", put("variants.0.code.offset", -1), r"\$\.variants\[0\]\.code"),
     ("no code", put("variants.0.code.length", 0), r"\$\.variants\[0\]\.code"),
-    ("code of no section", put("variants.0.code.section", "ptx"), r"\$\.variants\[0\]\.code: .*ptx section of 0"),
+    (
+        "code of another section",
+        put("variants.0.code.section", "ptx"),
+        r"\$\.variants\[0\]\.code\.section: expected .*cubin",
+    ),
+    ("no range of rows", ranges(), r"kernels\.sm_90\.ranges: expected rising to 32"),
+    ("ranges that fall", ranges(16, 8, 32), r"kernels\.sm_90\.ranges: expected rising to 32"),
+    ("ranges that end early", ranges(8, 16), r"kernels\.sm_90\.ranges: expected rising to 32"),
+    ("a range past the rows", ranges(16, 33), r"kernels\.sm_90\.ranges: expected rising to 32"),
+    (
+        "a range that ends inside a bucket",
+        ranges(17, 32),
+        r"key\.buckets: expected each range of rows to end with a bu",
+    ),
+    ("a map of what is written", tensor_map(index=2), r"arguments\[0\]\.index: expected an operand that is read"),
+    ("a map of no operand", tensor_map(index=3), r"arguments\[0\]\.index"),
+    ("a map past its operand", tensor_map(sizes=[128, 33]), r"arguments\[0\]\.sizes: expected 8192 bytes at most"),
+    ("a map of six axes", tensor_map(sizes=[2] * 6), r"arguments\[0\]\.sizes: expected 1 to 5 axes"),
+    ("a map without a stride", tensor_map(strides=[]), r"arguments\[0\]\.sizes: expected 1 to 5 axes, in strides"),
+    ("a map of odd strides", tensor_map(strides=[8]), r"arguments\[0\]\.strides: expected multiples of 16"),
+    ("a map with a huge box", tensor_map(box=[64, 257]), r"arguments\[0\]\.box"),
+    ("a map with a box wider than its swizzle", tensor_map(box=[128, 8]), r"arguments\[0\]\.box"),
+    ("a map for a pointer", put(f"{CALL}.arguments.0", MAP), r"arguments\[0\]: expected pointer, found 'a tensor map'"),
     ("code of no digest", put("variants.0.code.sha256", "0"), r"\$\.variants\[0\]\.code\.sha256"),
     (
         "pdl before there was any",
@@ -493,6 +541,16 @@ def nothing(tree: dict[str, Any]) -> None:
 def test_the_plans_that_are_broken_below_are_legal() -> None:
     for plan in (small_plan(), device_plan()):
         verify(broken(plan, nothing), SECTIONS, Path("p.hjg"))
+
+
+def test_a_launch_may_make_another_call_for_each_range_of_rows() -> None:
+    verify(broken(device_plan(), ranges(16, 32)), SECTIONS, Path("p.hjg"))
+
+
+@pytest.mark.parametrize("swizzle", [0, 128])
+def test_a_launch_may_take_a_tensor_map(swizzle: int) -> None:
+    every = [put(f"phases.0.launches.{i}.kernels.sm_90.arguments.0", MAP | {"swizzle": swizzle}) for i in range(5)]
+    verify(broken(device_plan(), all_of(tensor_map(), *every)), SECTIONS, Path("p.hjg"))
 
 
 def test_buckets_may_begin_later_than_the_range_does() -> None:
