@@ -90,7 +90,7 @@ class Answer:
 
     def _next(self, request: Request) -> int:
         before = time.perf_counter()
-        token = request.decode()
+        token = request.decode(last=len(self._ids) + 1 == self._ends.max_tokens)
         self._per_token.append(time.perf_counter() - before)
         return token
 

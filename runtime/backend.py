@@ -2,7 +2,11 @@
 
 A backend owns the memory of one plan: weights, constants, states, parameter block, one arena. The session calls it from
 the thread that serves the request, except `build`, `graph_bytes` and `release`, which the capture worker calls from its
-own thread while requests run. Nothing here waits for the whole device.
+own thread while requests run, `read_token`, with which it waits for a step that nobody wants, and `memory`, which
+anybody calls. Nothing here waits for the whole device.
+
+What a step does is in the order it was asked for: writes, launches, copies of tokens. Where `asynchronous` says so,
+asking takes less time than doing, and a caller may ask for the next step before it has read the token of the last.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hjgc.plan_format.errors import RunError
 
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
 """`process(token_ids [L] int32, logits [V] float32)`: change the logits in place, or return others."""
@@ -35,8 +41,9 @@ class Graph(Protocol):
     def bytes(self) -> int: ...
 
 
-class BackendRefused(Exception):
-    """The device will not build or run this; the message is the driver's own words."""
+class BackendRefused(RunError):
+    """The device will not build or run this, or something failed that it ran before; the message is the driver's own
+    words. Any call that reaches the device may raise it."""
 
 
 class Backend(Protocol):
@@ -45,6 +52,17 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The target it runs: `cpu`, `sm_90`, ..."""
+        ...
+
+    @property
+    def asynchronous(self) -> bool:
+        """Do launches return before they are done? Only then is there something to gain from launching ahead."""
+        ...
+
+    @property
+    def thread_pools(self) -> bool:
+        """Does every thread that runs launches get helpers that outlive the call (OpenMP's)? Then what runs beside the
+        requests is given a thread that ends with it."""
         ...
 
     def write_parameters(self, values: Mapping[str, int | float]) -> None:
@@ -89,12 +107,27 @@ class Backend(Protocol):
         """Write a snapshot back to where it came from."""
         ...
 
-    def read_token(self) -> int:
-        """The token that the last step sampled, once it is there."""
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+        """Set to `value` every byte that a snapshot of these refs would hold."""
+        ...
+
+    def send_token(self) -> Any:
+        """Behind the step launched last: have the token that it samples sent to the host. A ticket for `read_token`,
+        good until three more tokens were sent."""
+        ...
+
+    def read_token(self, ticket: Any) -> int:
+        """The token of this ticket, once it is there; all that was launched before it is done then. An older ticket
+        gives some later token, and the same certainty."""
         ...
 
     def read_logits(self) -> NDArray[np.float32]:
         """A copy of the last step's logits [V] as float32, once they are there."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held now: `lasting` (weights, constants, states, parameters), `arena`, `graphs`, and `staging`, page-
+        locked memory of the host; where the device tells, also what was free at opening and is free now."""
         ...
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """Does a new graph compute the same bytes as the plain run, and if not, which launch is the first to differ?
 
 Both are given the same made-up input on the real memory: token ids, parameters, and whatever context the caches hold.
-What they should write is filled with a pattern first, so that a graph that writes nothing is found out. All memory that
-was touched is put back, however the check ends. The caller holds the device.
+What they should write is filled with a pattern first, so that a graph that writes nothing is found out. What was
+touched is put back, however the check ends, except the cache rows of the call: every request begins with an empty
+cache, and half a megabyte a token (7B) is much to carry there and back while a request may come. The caller holds the
+device.
 """
 
 from __future__ import annotations
@@ -44,14 +46,25 @@ class Gate:
 
     def __init__(self, plan: Plan, backend: Backend) -> None:
         self._plan, self._backend = plan, backend
+        self._left: dict[SegmentRunner, list[tuple[int, int]]] = {}
 
     def check(self, runner: SegmentRunner, graph: Graph, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """None if the graph may serve, else a report. Asks `stop` between launches. Raises Interrupted."""
-        for tokens, start in self._places(runner):
-            report = _Trial(self._plan, self._backend, runner, tokens, start, stop).run(graph)
-            if report is not None:
-                return report
-        return None
+        """The next trial of the runner's graph: None if it was passed, else a report. The graph may serve once none is
+        `left`. Asks `stop` between launches and between copies. Raises Interrupted: the trial is still left then."""
+        if runner not in self._left:
+            self._left[runner] = self._places(runner)
+        tokens, start = self._left[runner][0]
+        report = _Trial(self._plan, self._backend, runner, tokens, start, stop).run(graph)
+        del self._left[runner][0]
+        return report
+
+    def left(self, runner: SegmentRunner) -> int:
+        """How many trials the graph that is being checked still has to pass."""
+        return len(self._left.get(runner, ()))
+
+    def forget(self, runner: SegmentRunner) -> None:
+        """The graph is judged: one that is built later begins anew."""
+        self._left.pop(runner, None)
 
     def _places(self, runner: SegmentRunner) -> list[tuple[int, int]]:
         """(tokens, start) to compare at: two starts, so that one that got fixed in the graph shows, and the longest and
@@ -80,7 +93,7 @@ class _Trial:
 
     def run(self, graph: Graph) -> dict[str, Any] | None:
         launches = self.runner.launches
-        self.saved = self._snapshot(self._memory())
+        self.saved = self.backend.snapshot(self._memory(), self.start, self.tokens)
         try:
             differing = self._differing(graph, launches)
             return None if not differing else self._report(differing)
@@ -108,9 +121,7 @@ class _Trial:
         ids: list[int] = generator.integers(0, self.plan.model.vocab_size, end).tolist()
         self.backend.write_history(0, [*ids, NO_TOKEN])
         self._run(self.before)
-        blank = self._snapshot(self._overwritten(launches))
-        filled = {ref: np.full_like(contents, POISON) for ref, contents in blank.items()}
-        self.backend.restore(filled, self.start, self.tokens)
+        self.backend.fill(self._overwritten(launches), self.start, self.tokens, POISON)
 
     def _run(self, launches: Sequence[int]) -> None:
         if launches and not self.backend.run(self.runner.phase, launches, self.tokens, self.stop):
@@ -122,13 +133,19 @@ class _Trial:
             raise Interrupted
 
     def _snapshot(self, refs: Sequence[MemoryRef]) -> Contents:
-        return self.backend.snapshot(refs, self.start, self.tokens)
+        """One by one: a long prompt's cache rows are hundreds of megabytes over all layers, and a request may come."""
+        contents: Contents = {}
+        for ref in refs:
+            self._give_way()
+            contents.update(self.backend.snapshot([ref], self.start, self.tokens))
+        return contents
 
     def _memory(self) -> list[MemoryRef]:
-        """What outlives a step and is written by the check: states and the parameter block."""
+        """What is saved and put back: the parameter block, the history, and other lasting memory that the check writes,
+        except cache rows."""
         history = [MemoryRef("state", i) for i, state in enumerate(self.plan.states) if state.kind == "token_history"]
         written = self._written([*self.before, *self.runner.launches])
-        lasting = [ref for ref in written if ref.space != "buffer"]
+        lasting = [ref for ref in written if ref.space != "buffer" and not self._is_cache(ref.space, ref.index)]
         return list(dict.fromkeys([MemoryRef("parameters", 0), *history, *lasting]))
 
     def _written(self, launches: Sequence[int]) -> list[MemoryRef]:

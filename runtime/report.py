@@ -12,9 +12,12 @@ from hjgc.runtime.turns import Turns
 from hjgc.runtime.worker import CaptureWorker
 
 
-def make_report(name: str, target: str, router: Router, worker: CaptureWorker, turns: Turns) -> dict[str, Any]:
+def make_report(
+    name: str, target: str, router: Router, worker: CaptureWorker, turns: Turns, memory: Mapping[str, int]
+) -> dict[str, Any]:
     """Everything, as JSON takes it: one entry for each static segment and bucket and each dynamic segment, then the
-    worker, the budget, the requests, and sums."""
+    worker, the budget, the requests, the steps launched ahead, the memory, and sums."""
+    ahead = router.ahead
     with worker.lock:
         segments = [entry for routes in router.routes.values() for route in routes for entry in _entries(route)]
         budget = worker.budget
@@ -29,7 +32,14 @@ def make_report(name: str, target: str, router: Router, worker: CaptureWorker, t
                 "peak": budget.peak,
                 "evictions": budget.evictions,
             },
-            "requests": {**turns.counts(), "waiting": turns.waiting},
+            "requests": {**turns.counts(), "waiting": turns.waiting, "device_errors": router.device_errors},
+            "launch_ahead": {
+                "steps": ahead.steps,
+                "overruns": ahead.overruns,
+                "failed": ahead.failed,
+                "off": dict(ahead.off),
+            },
+            "memory": dict(memory),
             "totals": {**_totals(segments), "outside_buckets": router.outside_buckets},
         }
 
@@ -92,8 +102,9 @@ def _totals(segments: list[dict[str, Any]]) -> dict[str, int]:
 def flat_numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
     """The numbers of a report, by dotted name: `totals.hits`, `segment.decode.default.0.1.hits`, ..."""
     numbers: dict[str, int | float] = {}
-    for part in ("worker", "budget", "requests", "totals"):
+    for part in ("worker", "budget", "requests", "launch_ahead", "memory", "totals"):
         numbers.update(_prefixed(part, report[part]))
+    numbers.update(_prefixed("launch_ahead.off", report["launch_ahead"]["off"]))
     for entry in report["segments"]:
         place = [str(entry[name]) for name in ("phase", "schedule", "segment", "key") if name in entry]
         counters = {name: value for name, value in entry.items() if name not in ("segment", "key")}

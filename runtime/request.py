@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import index
 from types import TracebackType
 
@@ -14,8 +15,7 @@ from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.backend import Backend, LogitsProcessor
 from hjgc.runtime.errors import ContextFull
-from hjgc.runtime.route import Router, token_range
-from hjgc.runtime.runner import SegmentRunner
+from hjgc.runtime.route import Router, Step, token_range
 from hjgc.runtime.turns import Ticket, Turns
 
 SAMPLING: dict[str, int | float] = {
@@ -35,7 +35,11 @@ class Request:
     the block ends. `cancel`, `cancelled` and `expired` are for any thread; the rest for one thread at a time.
 
     Every step raises Cancelled or DeadlineExceeded once the request is to stop, and SessionClosed after the session is
-    closed."""
+    closed.
+
+    While a caller waits for one token the device is already given the step to the next, unless the caller's own
+    function or eyes come between (`process`, `logits`) or the device does one thing at a time. Tokens and bits are the
+    same; a step that nobody asks for in the end is finished by the device and forgotten."""
 
     def __init__(
         self,
@@ -44,15 +48,19 @@ class Request:
         turns: Turns,
         router: Router,
         process: LogitsProcessor | None,
+        logits: bool,
         deadline: float | None,
     ) -> None:
         self._plan, self._backend, self._turns, self._router = plan, backend, turns, router
-        self._process = process
+        self._process, self._logits = process, logits
+        self._not_ahead = _why_not_ahead(process, logits, backend)
         self._schedule = "default" if process is None else "logits_processor"
         self._ticket = Ticket(deadline)
         self._stage = "new"
         self._position = 0
         self._answering = False
+        self._ahead: Step | None = None
+        self._strayed = False
 
     def __enter__(self) -> Request:
         if self._stage != "new":
@@ -65,6 +73,7 @@ class Request:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage = "over"
+        self._overrun()
         self._turns.give_back(self._ticket, kind)
 
     def cancel(self) -> None:
@@ -93,21 +102,25 @@ class Request:
         parameters = _parameters(sampling)
         chunks = list(self._chunks(len(ids)))
         self._ticket.check()
+        self._overrun()
         self._position, self._answering = 0, False
-        with self._router.step() as used:
+        with self._router.turn():
+            step = self._router.begin()
             self._backend.write_history(0, ids)
-            self._backend.write_parameters(parameters)
             for number, tokens in enumerate(chunks):
                 schedule = self._schedule if number == len(chunks) - 1 else "prompt_only"
-                self._backend.write_parameters({"start": self._position, "length": tokens})
-                self._run("prefill", schedule, tokens, used)
-            token = self._backend.read_token()
-        self._answering = True
+                self._backend.write_parameters({**parameters, "start": self._position, "length": tokens})
+                self._run("prefill", schedule, tokens, self._position, step)
+                parameters = {}
+                self._position += tokens
+            self._router.send(step)
+            token = self._router.read(step)
+        self._answering, self._strayed = True, False
         return token
 
-    def decode(self) -> int:
-        """Put the last token into the cache and choose the next. Raises RunError; ContextFull once `context` tokens are
-        cached."""
+    def decode(self, *, last: bool = False) -> int:
+        """Put the last token into the cache and choose the next. The caller of the `last` one says so, if that is known
+        before: nothing is launched ahead then. Raises RunError; ContextFull once `context` tokens are cached."""
         self._check_active()
         self._check_answering()
         if self._position >= self._plan.model.context:
@@ -116,23 +129,75 @@ class Request:
                 "end the answer here, or compile the model with a larger --context"
             )
         self._ticket.check()
-        with self._router.step() as used:
-            self._run("decode", self._schedule, 1, used)
-            return self._backend.read_token()
+        present, self._ahead = self._ahead, None
+        try:
+            with self._router.turn():
+                if present is None:
+                    present = self._router.begin()
+                    self._decode(self._position, present)
+                if not last:
+                    self._launch_ahead(self._position + 1)
+                token = self._router.read(present)
+        except BaseException:
+            self._ahead, self._strayed = None, True
+            raise
+        self._position += 1
+        return token
 
     def logits(self) -> NDArray[np.float32]:
-        """The logits [V] that the last token was chosen from. Raises RunError before the first token."""
+        """The logits [V] that the last token was chosen from. Raises RunError before the first token, and for a request
+        that was not made for it."""
         self._check_active()
         self._check_answering()
-        with self._router.step():
+        if not self._logits:
+            raise RunError(
+                "expected a request made for reading logits, found one that launches steps ahead of them; make it "
+                "with session.request(logits=True)"
+            )
+        with self._router.turn():
             return self._backend.read_logits()
 
-    def _run(self, phase: str, schedule: str, tokens: int, used: list[SegmentRunner]) -> None:
+    def _run(self, phase: str, schedule: str, tokens: int, start: int, step: Step) -> None:
         ticket = self._ticket
-        start = self._position
-        if not self._router.run(phase, schedule, tokens, start, self._process, lambda: ticket.stopped, used):
+        if not self._router.run(phase, schedule, tokens, start, self._process, lambda: ticket.stopped, step):
             raise ticket.error()
-        self._position = start + tokens
+
+    def _decode(self, position: int, step: Step) -> None:
+        """Launch the decode step behind `position` cached tokens. The step before has left its place in the parameter
+        block; only after one that went wrong it has to be written."""
+        if self._strayed:
+            self._backend.write_parameters({"start": position, "length": 1})
+            self._strayed = False
+        self._run("decode", self._schedule, 1, position, step)
+        self._router.send(step)
+
+    def _launch_ahead(self, position: int) -> None:
+        """Launch the step that the next `decode` will ask for. If it cannot be launched, that call finds out itself."""
+        if position >= self._plan.model.context:
+            return
+        counts = self._router.ahead
+        if self._not_ahead is not None:
+            counts.off[self._not_ahead] += 1
+            return
+        step = self._router.begin()
+        try:
+            self._decode(position, step)
+        except Exception:
+            self._strayed = True
+            counts.failed += not self._ticket.stopped
+            with suppress(Exception):
+                self._router.send(step)
+            self._router.abandon(step)
+        else:
+            self._ahead = step
+            counts.steps += 1
+
+    def _overrun(self) -> None:
+        """The step ahead, if there is one, was launched for nobody."""
+        if self._ahead is not None:
+            self._router.abandon(self._ahead)
+            self._router.ahead.overruns += 1
+            self._ahead = None
 
     def _chunks(self, tokens: int) -> Iterator[int]:
         """The lengths a prompt is cut into: as few as possible, each one that the prefill phase is declared for."""
@@ -179,13 +244,22 @@ class Request:
             tokens = [index(token) for token in ids]
         except TypeError as error:
             raise RunError(f"expected token ids, found others: {error}; encode text with the tokenizer first") from None
-        for place, token in enumerate(tokens):
-            if not 0 <= token < model.vocab_size:
-                raise RunError(
-                    f"expected token ids from 0 to {model.vocab_size - 1}, found {token} at place {place} of the "
-                    "prompt; does the tokenizer belong to this model?"
-                )
+        if min(tokens) < 0 or max(tokens) >= model.vocab_size:
+            place = next(i for i, token in enumerate(tokens) if not 0 <= token < model.vocab_size)
+            raise RunError(
+                f"expected token ids from 0 to {model.vocab_size - 1}, found {tokens[place]} at place {place} of the "
+                "prompt; does the tokenizer belong to this model?"
+            )
         return tokens
+
+
+def _why_not_ahead(process: LogitsProcessor | None, logits: bool, backend: Backend) -> str | None:
+    """Why no step may be launched before the token of the one before was read; None if one may."""
+    if process is not None:
+        return "logits_processor"
+    if logits:
+        return "logits"
+    return None if backend.asynchronous else "synchronous_device"
 
 
 def _parameters(sampling: Mapping[str, int | float]) -> dict[str, int | float]:

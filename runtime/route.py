@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, StaticSegment
@@ -17,6 +20,17 @@ from hjgc.runtime.runner import DynamicRunner, SegmentRunner
 from hjgc.runtime.worker import CaptureWorker
 
 Stop = Callable[[], bool]
+
+
+@dataclass
+class Ahead:
+    """What became of launching steps ahead: `overruns` were launched for nobody, `failed` did not start; `off` counts
+    the steps before which it was not tried, by reason."""
+
+    steps: int = 0
+    overruns: int = 0
+    failed: int = 0
+    off: Counter[str] = field(default_factory=lambda: Counter[str]())
 
 
 class StaticRoute:
@@ -40,48 +54,104 @@ class StaticRoute:
         return self.runners[number]
 
 
+@dataclass(eq=False)
+class Step:
+    """A step on its way: `used` are the runners whose graphs it uses, `ticket` what its token is read with once it was
+    sent for. Nobody wants the token of one that is `abandoned`."""
+
+    used: list[SegmentRunner]
+    ticket: Any = None
+    abandoned: bool = False
+
+
 class Router:
-    """Runs schedules on the device, one step at a time."""
+    """Runs schedules on the device, one step behind the other. The graphs of a step are not evicted before its token
+    has come, or that of a later one: the device keeps the order."""
 
     def __init__(self, plan: Plan, backend: Backend, worker: CaptureWorker) -> None:
         self._backend, self._worker = backend, worker
         self._busy = threading.Lock()
+        self._flying = threading.Lock()
+        self._in_flight: list[Step] = []
         self._closed = False
-        self.outside_buckets = 0
+        self.outside_buckets = self.device_errors = 0
+        self.ahead = Ahead()
         self.routes = {
             (phase.name, schedule.name): tuple(_routes(phase, schedule))
             for phase in plan.phases
             for schedule in phase.schedules
         }
+        worker.settle = self._settle
 
     def close(self) -> None:
-        """Wait for the step in progress and let no other begin."""
+        """Wait for the steps in progress and let no other begin."""
         with self._busy:
             self._closed = True
+            if self._in_flight:
+                self._drain()
 
     @contextmanager
-    def step(self) -> Generator[list[SegmentRunner]]:
-        """The time between the first launch of a step and the token read back. Yields the list of runners whose graphs
-        the step uses: they are not evicted meanwhile. The driver's refusals become RunErrors."""
+    def turn(self) -> Generator[None]:
+        """The time in which one caller launches steps and reads what they give. The driver's refusals become RunErrors;
+        whatever goes wrong, no step is in flight afterwards."""
         with self._busy:
             if self._closed:
                 raise SessionClosed()
-            used: list[SegmentRunner] = []
             try:
-                yield used
+                yield
             except BackendRefused as refused:
+                self.device_errors += 1
                 self._drain()
                 raise RunError(f"the device refused to run the step: {refused}") from refused
             except BaseException:
                 self._drain()
                 raise
-            finally:
-                self._worker.put_back(used)
+
+    def begin(self) -> Step:
+        """A step: what is run with it is launched behind all steps before it."""
+        step = Step([])
+        with self._flying:
+            self._in_flight.append(step)
+        return step
+
+    def send(self, step: Step) -> None:
+        """All of the step is launched: have its token sent to the host."""
+        step.ticket = self._backend.send_token()
+
+    def read(self, step: Step) -> int:
+        """The token of a step, once it is there."""
+        token = self._backend.read_token(step.ticket)
+        self._put_back(step)
+        return token
+
+    def abandon(self, step: Step) -> None:
+        """Nobody will read the token. The device finishes the step; who comes next is served behind it."""
+        step.abandoned = True
+        self._worker.step_abandoned()
+
+    def _put_back(self, last: Step | None) -> None:
+        """The device is done with every step up to `last`; with all if None."""
+        with self._flying:
+            if last is not None and last not in self._in_flight:
+                return
+            count = len(self._in_flight) if last is None else self._in_flight.index(last) + 1
+            done, self._in_flight = self._in_flight[:count], self._in_flight[count:]
+        self._worker.put_back([runner for step in done for runner in step.used])
+
+    def _settle(self) -> None:
+        """For the worker, who needs the graphs: wait for the steps that nobody else waits for."""
+        with self._flying:
+            abandoned = [step for step in self._in_flight if step.abandoned and step.ticket is not None]
+        if abandoned:
+            with suppress(BackendRefused):  # whoever uses the device next meets the error again
+                self._backend.read_token(abandoned[-1].ticket)
+            self._put_back(abandoned[-1])
 
     def _drain(self) -> None:
         """Wait for what was launched and will not be read back, before its graphs count as free."""
         with suppress(Exception):  # the step has failed already, with the error that matters
             self._backend.snapshot([MemoryRef("parameters", 0)], 0, 1)
+        self._put_back(None)
 
     def run(
         self,
@@ -91,7 +161,7 @@ class Router:
         start: int,
         process: LogitsProcessor | None,
         stop: Stop,
-        used: list[SegmentRunner],
+        step: Step,
     ) -> bool:
         """Run every segment of a schedule for `tokens` rows behind `start` cached ones. False if `stop` said so."""
         for route in self.routes[phase, schedule]:
@@ -100,18 +170,16 @@ class Router:
             if isinstance(route, DynamicRunner):
                 done = self._run_dynamic(route, tokens, process, stop)
             else:
-                done = self._run_static(phase, route, tokens, start, stop, used)
+                done = self._run_static(phase, route, tokens, start, stop, step)
             if not done:
                 return False
         return True
 
-    def _run_static(
-        self, phase: str, route: StaticRoute, tokens: int, start: int, stop: Stop, used: list[SegmentRunner]
-    ) -> bool:
+    def _run_static(self, phase: str, route: StaticRoute, tokens: int, start: int, stop: Stop, step: Step) -> bool:
         runner = route.runner(tokens)
         graph = None if runner is None else self._worker.take(runner)
         if runner is not None and graph is not None:
-            used.append(runner)
+            step.used.append(runner)
             self._backend.replay(graph, tokens)
             return True
         if not self._backend.run(phase, route.launches, tokens, stop):

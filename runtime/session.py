@@ -51,9 +51,12 @@ class Session:
         if capture:
             self._worker.start()
 
-    def request(self, *, process: LogitsProcessor | None = None, deadline: float | None = None) -> Request:
-        """A request, to be used as a context manager. `process` changes the logits of every step on the host;
-        `deadline` is in seconds from now. Raises RunError."""
+    def request(
+        self, *, process: LogitsProcessor | None = None, logits: bool = False, deadline: float | None = None
+    ) -> Request:
+        """A request, to be used as a context manager. `process` changes the logits of every step on the host; `logits`
+        lets the caller read them after each; with either, no step is launched ahead. `deadline` is in seconds from now.
+        Raises RunError."""
         if self._closed:
             raise SessionClosed()
         if deadline is not None and math.isnan(deadline):
@@ -64,7 +67,7 @@ class Session:
                     f"expected a plan with a schedule 'logits_processor' for {phase}, found none; compile the model "
                     "again with this hjgc, or leave process out"
                 )
-        return Request(self.plan, self._backend, self._turns, self._router, process, deadline)
+        return Request(self.plan, self._backend, self._turns, self._router, process, logits, deadline)
 
     def wait_captured(self, timeout: float | None = None) -> bool:
         """Wait until every segment that traffic asked for is promoted, refused or quarantined. False after `timeout`
@@ -74,8 +77,10 @@ class Session:
         return self._worker.wait(timeout)
 
     def report(self) -> dict[str, Any]:
-        """Every segment with its state, hits, bytes and reasons, the worker, the budget, the requests: JSON-able."""
-        return make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns)
+        """Every segment with its state, hits, bytes and reasons, the worker, the budget, the requests, the steps
+        launched ahead, the memory: JSON-able."""
+        memory = self._backend.memory()
+        return make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns, memory)
 
     def metrics(self) -> dict[str, int | float]:
         """The numbers of the report, flat, by dotted name."""

@@ -116,6 +116,11 @@ class Turns:
         return bool(self._waiting)
 
     @property
+    def serving(self) -> bool:
+        """Does a caller hold the device, or wait for it?"""
+        return bool(self._waiting) or self._holder not in (None, _GATE)
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 

@@ -1,17 +1,19 @@
 """Who builds graphs, when, and what if it fails?
 
 One thread takes the runners that traffic asked for, in that order: makes room in the byte budget, builds, and, in a gap
-between requests, lets the gate compare. The lock guards runners, queue and budget; it is held for a few steps of
-bookkeeping at a time and never while the device builds, checks or releases, so a request that needs it does not wait.
+between requests, lets the gate compare. Builds beside a request are spaced. The lock guards runners, queue and budget;
+it is held for a few steps of bookkeeping at a time and never while the device builds, checks or releases, so a request
+that needs it does not wait.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -25,9 +27,17 @@ from hjgc.runtime.turns import Turns
 SWITCH_INTERVAL = 1e-4
 """Seconds. Python's default of 5 ms would let the worker keep the interpreter for longer than a whole decode step."""
 
+BUILD_SPACING = 0.02
+"""Seconds from the end of a build to the begin of the next while a request has the device or waits for it. Explicit
+builds this far apart (0.3 ms each for a decode step) could not be seen in the latency of a request that replays
+(docs)."""
+
+UNTIL_NEWS = math.inf
+
 PATIENCE = 64
-"""After so many checks given up for a request, the next one of the same runner is finished: else a caller who leaves
-only short gaps would never get a graph. It delays one request, once, by the plain run and the replay of two steps."""
+"""After so many trials given up for a request, those left of the same runner are finished: else a caller who leaves
+only short gaps would never get a graph. Each of the two delays one request, once, by a plain run and a replay of a
+step."""
 
 
 class CaptureWorker:
@@ -37,15 +47,18 @@ class CaptureWorker:
         self.lock = threading.RLock()
         self.budget = Budget(limit)
         self.state = "off"
+        self.settle: Callable[[], None] = lambda: None
         self.builds = self.build_failures = self.aborted_checks = self.insisted_checks = 0
-        self.build_seconds = self.check_seconds = 0.0
+        self.builds_beside_requests = 0
+        self.build_seconds = self.longest_build = self.pacing_seconds = self.check_seconds = 0.0
+        self._built_last = -math.inf
         self._backend, self._gate, self._turns = backend, gate, turns
         self._news = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
         self._events = self._clock = 0
         self._queue: deque[SegmentRunner] = deque()
         self._built: deque[SegmentRunner] = deque()
-        self._starved = self._closing = False
+        self._starved = self._pacing = self._closing = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -92,6 +105,12 @@ class CaptureWorker:
             if self._starved and runners:
                 self._tell()
 
+    def step_abandoned(self) -> None:
+        """The device is left with a step whose token nobody will read: whoever needs its graphs must call `settle`."""
+        if self._queue:
+            with self.lock:
+                self._tell()
+
     def ran_plainly(self, runner: SegmentRunner, start: int) -> None:
         """The runner's segment ran without a graph, `start` tokens being cached: ask for one if it may have one."""
         with self.lock:
@@ -125,7 +144,7 @@ class CaptureWorker:
         self._news.notify_all()
 
     def _device_is_idle(self) -> None:
-        if self._built:
+        if self._built or self._pacing:
             with self.lock:
                 self._tell()
 
@@ -134,21 +153,48 @@ class CaptureWorker:
             while not self._closing:
                 with self.lock:
                     seen = self._events
-                if not self._do_something():
-                    with self.lock:
-                        self._news.wait_for(lambda: self._closing or self._events != seen)  # noqa: B023
+                pause = self._do_something()
+                if pause:
+                    self._rest(seen, pause)
         except BaseException as error:
             self._crashed(error)
 
-    def _do_something(self) -> bool:
-        """Check a graph if the device is free, else build one. False if neither is possible now."""
+    def _rest(self, seen: int, pause: float) -> None:
+        """Until there is news, or for `pause` seconds."""
+        began = time.perf_counter()
+        with self.lock:
+            limit = None if pause == UNTIL_NEWS else pause
+            self._news.wait_for(lambda: self._closing or self._events != seen, limit)
+        if self._pacing:
+            self.pacing_seconds += time.perf_counter() - began
+
+    def _do_something(self) -> float:
+        """Check a graph if the device is free, else build one. How long to rest then: not at all if something was
+        done."""
+        self._pacing = False
         with self.lock:
             built = self._built[0] if self._built else None
             queued = self._queue[0] if self._queue else None
         if built is not None and self._turns.take_if_idle():
             self._check(built)
-            return True
-        return queued is not None and self._build(queued)
+            return 0
+        if queued is None:
+            return UNTIL_NEWS
+        pause = self._until_next_build()
+        if pause > 0:
+            return pause
+        return 0 if self._build(queued) else UNTIL_NEWS
+
+    def _until_next_build(self) -> float:
+        """Seconds. Says first that it waits, then looks: so the last request cannot leave unnoticed in between."""
+        since = time.perf_counter() - self._built_last
+        if since >= BUILD_SPACING:
+            return 0
+        self._pacing = True
+        if self._turns.serving:
+            return BUILD_SPACING - since
+        self._pacing = False
+        return 0
 
     def _build(self, runner: SegmentRunner) -> bool:
         """False if there is no room yet: others are being checked or used."""
@@ -160,6 +206,7 @@ class CaptureWorker:
             return True
         if not self._make_room(runner, amount):
             return False
+        beside = self._turns.serving
         began = time.perf_counter()
         try:
             graph = self._backend.build(runner.phase, runner.launches, runner.bucket)
@@ -169,11 +216,19 @@ class CaptureWorker:
             self._refuse(runner, f"the build failed with {type(error).__name__}: {error}")
         else:
             self._admit(runner, graph)
-        self.build_seconds += time.perf_counter() - began
+        self._built_last = time.perf_counter()
+        self._count_build(self._built_last - began, beside)
         return True
+
+    def _count_build(self, seconds: float, beside: bool) -> None:
+        with self.lock:
+            self.build_seconds += seconds
+            self.longest_build = max(self.longest_build, seconds)
+            self.builds_beside_requests += beside
 
     def _make_room(self, runner: SegmentRunner, amount: int) -> bool:
         """Evict until `amount` fits, and count it as held by `runner`."""
+        self.settle()
         with self.lock:
             self.budget.drop(runner)
             victims = self.budget.victims(amount)
@@ -233,15 +288,14 @@ class CaptureWorker:
         insist = runner.aborted_checks >= PATIENCE
         self.insisted_checks += insist
         try:
-            # On a thread that ends with the check: OpenMP keeps a pool for each thread that ever computed, and with two
-            # pools on few cores libgomp sends both to sleep early, so that every later request runs slower.
-            with ThreadPoolExecutor(1, "hjgc-capture-check") as thread:
-                stop = partial(self._must_stop, insist)
-                report = thread.submit(self._gate.check, runner, graph, stop).result()
+            report = self._try(runner, graph, partial(self._must_stop, insist))
         except Interrupted:
             raise
         except Exception as error:
             report = {"why": f"its check failed with {type(error).__name__}: {error}"}
+        if report is None and self._gate.left(runner):
+            return
+        self._gate.forget(runner)
         with self.lock:
             self._built.remove(runner)
             if report is None:
@@ -254,6 +308,14 @@ class CaptureWorker:
         self._release(runner, graph)
         with self.lock:
             self._settled.notify_all()
+
+    def _try(self, runner: SegmentRunner, graph: Graph, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        if not self._backend.thread_pools:
+            return self._gate.check(runner, graph, stop)
+        # On a thread that ends with the check: OpenMP keeps a pool for each thread that ever computed, and with two
+        # pools on few cores libgomp sends both to sleep early, so that every later request runs slower.
+        with ThreadPoolExecutor(1, "hjgc-capture-check") as thread:
+            return thread.submit(self._gate.check, runner, graph, stop).result()
 
     def _must_stop(self, insist: bool) -> bool:
         return self._closing or (self._turns.wanted and not insist)
@@ -279,7 +341,10 @@ class CaptureWorker:
             "queued": len(self._queue),
             "unchecked": len(self._built),
             "builds": self.builds,
+            "builds_beside_requests": self.builds_beside_requests,
             "build_seconds": round(self.build_seconds, 6),
+            "longest_build": round(self.longest_build, 6),
+            "pacing_seconds": round(self.pacing_seconds, 6),
             "build_failures": self.build_failures,
             "check_seconds": round(self.check_seconds, 6),
             "aborted_checks": self.aborted_checks,

@@ -46,7 +46,7 @@ def reference_logits(model: Any, ids: list[int], steps: int) -> list[np.ndarray[
 
 
 def our_logits(session: Any, ids: list[int], steps: int) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
-    with session.request() as request:
+    with session.request(logits=True) as request:
         tokens = [request.prefill(ids, {})]
         rows = [request.logits()]
         for _ in range(steps):

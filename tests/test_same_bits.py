@@ -29,7 +29,7 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def bits(session: Any, length: int, **sampling: float) -> tuple[bytes, list[int]]:
     """The logits of prompt and answer as bytes, and the tokens."""
     ids = np.random.default_rng(length).integers(3, 199, length).tolist()
-    with session.request() as request:
+    with session.request(logits=True) as request:
         tokens = [request.prefill(ids, sampling)]
         rows = [request.logits().tobytes()]
         for _ in range(STEPS):

@@ -51,6 +51,8 @@ class CpuBackend:
     it); None keeps torch's own choice. Implements `hjgc.runtime.backend.Backend`."""
 
     name = "cpu"
+    asynchronous = False
+    thread_pools = True
 
     def __init__(self, plan_file: PlanFile, weights_root: Path, *, threads: int | None = None) -> None:
         plan = plan_file.plan
@@ -61,6 +63,7 @@ class CpuBackend:
         self._phases = {phase.name: phase for phase in plan.phases}
         self._arena = allocate((plan.arena_bytes,), "uint8")
         self._parameters = Parameters(plan.parameters)
+        self._graph_bytes = 0
         self._tables: dict[str, list[Any]] = {
             "weight": read_weights(plan, weights_root, plan_file.path),
             "constant": read_constants(plan, plan_file.section("constants")),
@@ -91,6 +94,7 @@ class CpuBackend:
     def build(self, phase: str, launches: Sequence[int], bucket: int) -> CpuGraph:
         graph = CpuGraph(phase, launches, bucket)
         self._calls(graph, bucket)
+        self._graph_bytes += graph.bytes
         return graph
 
     def graph_bytes(self, launches: int) -> int:
@@ -104,6 +108,7 @@ class CpuBackend:
 
     def release(self, graph: CpuGraph) -> None:
         graph.calls.clear()
+        self._graph_bytes -= graph.bytes
 
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:
         return {ref: _bytes(self._memory(ref, start, tokens)) for ref in refs}
@@ -114,11 +119,24 @@ class CpuBackend:
             source = torch.from_numpy(data.copy())
             memory.copy_(source.view(memory.dtype).view(memory.shape))
 
-    def read_token(self) -> int:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+        for ref in refs:
+            memory = self._memory(ref, start, tokens)
+            memory.copy_(torch.full((memory.dtype.itemsize,), value, dtype=torch.uint8).view(memory.dtype))
+
+    def send_token(self) -> int:
         return int(self._states["sampled"][0])
+
+    def read_token(self, ticket: int) -> int:
+        return ticket
 
     def read_logits(self) -> NDArray[np.float32]:
         return self._states["logits"][0].float().numpy().copy()
+
+    def memory(self) -> dict[str, int]:
+        tables = (table for name, table in self._tables.items() if name != "parameters")
+        lasting = sum(tensor.nbytes for table in tables for tensor in table) + self._parameters.data.nbytes
+        return {"lasting": lasting, "arena": self._arena.nbytes, "graphs": self._graph_bytes, "staging": 0}
 
     def close(self) -> None:
         self._tables.clear()

@@ -7,6 +7,7 @@ is needed, nor a compiler.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,18 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
 from hjgc.plan_format.structs import Operand, State
-from hjgc.runtime.backend import BackendRefused, LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import LogitsProcessor, MemoryRef
 from hjgc.runtime.backends.cuda_code import Code
-from hjgc.runtime.backends.cuda_driver import Bytes, Driver, DriverError, Handle
+from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
-from hjgc.runtime.backends.cuda_weights import load_weights
+from hjgc.runtime.backends.cuda_staging import Tokens, Uploads
+from hjgc.runtime.backends.cuda_weights import STAGING_BYTES, load_weights
+from hjgc.runtime.backends.element_types import from_float32, to_float32
+
+PACKING = {"int32": "i", "uint32": "I", "float32": "f"}
+PARAMETER = 4
+"""Bytes of every field of the parameter block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +44,22 @@ class CudaGraph:
 
 class CudaBackend:
     """A plan on one GPU. Kernels read the number of rows that count from the parameter block's `length`: whoever runs
-    or replays for `tokens` rows has written it before."""
+    or replays for `tokens` rows has written it before. Implements `hjgc.runtime.backend.Backend`."""
 
-    def __init__(self, file: PlanFile, weights: Path, *, driver: Driver | None = None) -> None:
-        """Loads the code and the weights. Raises PlanError (not for this device, damaged), RunError (no device)."""
+    asynchronous = True
+    thread_pools = False
+
+    def __init__(
+        self, file: PlanFile, weights: Path, *, driver: Driver | None = None, target: str | None = None
+    ) -> None:
+        """Loads the code of `target`, by default the device's own, and the weights. Raises PlanError (not for this
+        device, damaged), RunError (no device)."""
         self._driver = driver or Driver()
+        self._target = target or self._driver.target
         self._plan = file.plan
         self._undo: list[Callable[[], None]] = [self._driver.close]
         self._chains: dict[tuple[str, tuple[int, ...]], Chain] = {}
+        self._graph_bytes = 0
         try:
             self._open(file, weights)
         except BaseException:
@@ -52,19 +67,36 @@ class CudaBackend:
             raise
 
     def _open(self, file: PlanFile, weights: Path) -> None:
+        self._free_at_open, _ = self._driver.free_bytes()
         self._stream, self._upload_stream = self._make_stream(), self._make_stream()
-        code = Code(self._driver, file)
+        code = Code(self._driver, file, self._target)
         self._undo.append(code.close)
         self._memory = DeviceMemory(self._driver, self._plan, self._stream)
         self._undo.append(self._memory.close)
-        self._kernels = Kernels(self._plan, self._driver.target, code.functions, self._memory)
-        self._builders = {phase.name: GraphBuilder(self._driver, self._kernels, phase) for phase in self._plan.phases}
+        self._open_staging()
+        self._kernels = Kernels(self._driver, self._plan, self._target, code.functions, self._memory)
+        self._kernels.bind_all()
+        self._builders = {phase.name: GraphBuilder(self._kernels, phase) for phase in self._plan.phases}
         constants = np.frombuffer(file.section("constants"), np.uint8)
         for i, constant in enumerate(self._plan.constants):
             data = constants[constant.offset : constant.offset + constant.length]
             self._memory.write(self._memory.address("constant", i), data)
-        load_weights(self._plan, file.path, weights, self._memory)
+        load_weights(self._driver, self._plan, file.path, weights, self._memory)
         self._driver.wait(self._stream)
+
+    def _open_staging(self) -> None:
+        """Page-locked slots for what goes up with each prompt and down with each token."""
+        self._states = {state.kind: (i, state) for i, state in reversed(list(enumerate(self._plan.states)))}
+        self._fields = {field.name: field for field in self._plan.parameters.fields}
+        history = self._states["token_history"][1].bytes if "token_history" in self._states else 0
+        self._uploads = Uploads(self._driver, self._stream, max(history, self._plan.parameters.bytes))
+        self._undo.append(self._uploads.close)
+        self._tokens: Tokens | None = None
+        if "sampled" in self._states:
+            index, _ = self._states["sampled"]
+            self._tokens = Tokens(self._driver, self._stream, self._memory.address("state", index))
+            self._undo.append(self._tokens.close)
+        self._undo.append(lambda: self._driver.wait(self._stream))
 
     def _make_stream(self) -> Handle:
         stream = self._driver.make_stream()
@@ -77,17 +109,25 @@ class CudaBackend:
 
     @property
     def name(self) -> str:
-        return self._driver.target
+        return self._target
 
     def write_parameters(self, values: Mapping[str, int | float]) -> None:
+        """Fields that lie side by side travel in one copy; those not named keep what the device may have written."""
         self._driver.make_current()
-        self._memory.write_fields(values)
+        fields = sorted((self._fields[name] for name in values), key=lambda field: field.offset)
+        first = 0
+        for i, field in enumerate(fields, 1):
+            if i == len(fields) or fields[i].offset != field.offset + PARAMETER:
+                run = fields[first:i]
+                packed = struct.pack("<" + "".join(PACKING[f.dtype] for f in run), *(values[f.name] for f in run))
+                self._uploads.write(self._memory.field_address(run[0].name), np.frombuffer(packed, np.uint8))
+                first = i
 
     def write_history(self, offset: int, ids: Sequence[int]) -> None:
         self._driver.make_current()
         index, _ = self._state("token_history")
         data = np.array(ids, np.int32).view(np.uint8)
-        self._memory.write(self._memory.address("state", index) + 4 * offset, data)
+        self._uploads.write(self._memory.address("state", index) + 4 * offset, data)
 
     def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Callable[[], bool] | None = None) -> bool:
         self._driver.make_current()
@@ -96,7 +136,7 @@ class CudaBackend:
     def _chain(self, phase: str, launches: tuple[int, ...]) -> Chain:
         chain = self._chains.get((phase, launches))
         if chain is None:
-            chain = Chain(self._driver, self._kernels, self._plan.phase(phase), launches, self._stream)
+            chain = Chain(self._kernels, self._plan.phase(phase), launches, self._stream)
             self._chains[phase, launches] = chain
         return chain
 
@@ -115,16 +155,15 @@ class CudaBackend:
         return self._memory.address(operand.space, operand.index), self._plan.states[operand.index]
 
     def build(self, phase: str, launches: Sequence[int], bucket: int) -> CudaGraph:
+        self._driver.make_current()
+        graph = self._builders[phase].build(launches, bucket)
         try:
-            self._driver.make_current()
-            graph = self._builders[phase].build(launches, bucket)
-            try:
-                executable = self._driver.instantiate(graph, self._upload_stream)
-            finally:
-                self._driver.drop_graph(graph)
-        except DriverError as error:
-            raise BackendRefused(str(error)) from None
-        return CudaGraph(executable, bucket, self.graph_bytes(len(launches)))
+            executable = self._driver.instantiate(graph, self._upload_stream)
+        finally:
+            self._driver.drop_graph(graph)
+        built = CudaGraph(executable, bucket, self.graph_bytes(len(launches)))
+        self._graph_bytes += built.bytes
+        return built
 
     def graph_bytes(self, launches: int) -> int:
         return launches * GRAPH_BYTES_PER_LAUNCH
@@ -138,13 +177,17 @@ class CudaBackend:
     def release(self, graph: CudaGraph) -> None:
         self._driver.make_current()
         self._driver.drop_executable(graph.executable)
+        self._graph_bytes -= graph.bytes
 
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, Bytes]:
         self._driver.make_current()
-        return {
-            ref: np.concatenate([self._memory.read(*span) for span in self._memory.spans(ref, start, tokens)])
-            for ref in refs
-        }
+        return {ref: self._read(self._memory.spans(ref, start, tokens)) for ref in refs}
+
+    def _read(self, spans: Sequence[tuple[int, int]]) -> Bytes:
+        rows = rows_of(spans)
+        if rows is None:
+            return np.concatenate([self._memory.read(*span) for span in spans])
+        return self._driver.read_rows(*rows, self._stream)
 
     def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: int) -> None:
         self._driver.make_current()
@@ -154,10 +197,26 @@ class CudaBackend:
                 self._memory.write(address, data[at : at + size])
                 at += size
 
-    def read_token(self) -> int:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
         self._driver.make_current()
-        index, state = self._state("sampled")
-        return int(self._memory.read(self._memory.address("state", index), state.bytes).view(np.int32)[0])
+        for ref in refs:
+            spans = self._memory.spans(ref, start, tokens)
+            rows = rows_of(spans)
+            for one in [(address, size, size, 1) for address, size in spans] if rows is None else [rows]:
+                self._driver.fill_rows(*one, value, self._stream)
+
+    def send_token(self) -> int:
+        self._driver.make_current()
+        return self._sampled().send()
+
+    def read_token(self, ticket: int) -> int:
+        self._driver.make_current()
+        return self._sampled().read(ticket)
+
+    def _sampled(self) -> Tokens:
+        if self._tokens is None:
+            raise RunError("expected a plan with a state of kind sampled, found none")
+        return self._tokens
 
     def read_logits(self) -> NDArray[np.float32]:
         self._driver.make_current()
@@ -166,10 +225,28 @@ class CudaBackend:
         return to_float32(data, state.dtype)[-state.shape[-1] :]
 
     def _state(self, kind: str) -> tuple[int, State]:
-        for index, state in enumerate(self._plan.states):
-            if state.kind == kind:
-                return index, state
-        raise RunError(f"expected a plan with a state of kind {kind}, found none")
+        if kind not in self._states:
+            raise RunError(f"expected a plan with a state of kind {kind}, found none")
+        return self._states[kind]
+
+    def memory(self) -> dict[str, int]:
+        """`staging_to_load` was held while weights were loaded; `free` counts all processes on the device."""
+        if not self._undo:
+            return {}
+        self._driver.make_current()
+        free, total = self._driver.free_bytes()
+        plan, tokens = self._plan, 0 if self._tokens is None else self._tokens.bytes
+        lasting = sum(part.bytes for part in (*plan.weights, *plan.states)) + plan.parameters.bytes
+        return {
+            "lasting": lasting + sum(constant.length for constant in plan.constants),
+            "arena": plan.arena_bytes,
+            "graphs": self._graph_bytes,
+            "staging": self._uploads.bytes + tokens,
+            "staging_to_load": STAGING_BYTES,
+            "free_at_open": self._free_at_open,
+            "free": free,
+            "total": total,
+        }
 
     def close(self) -> None:
         """Waits for this backend's own work, then gives everything back."""
@@ -179,15 +256,10 @@ class CudaBackend:
             self._undo.pop()()
 
 
-def to_float32(data: Bytes, dtype: str) -> NDArray[np.float32]:
-    if dtype == "bfloat16":
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return data.view(dtype).astype(np.float32)
-
-
-def from_float32(values: NDArray[np.float32], dtype: str) -> Bytes:
-    """To the nearest value of the other type, ties to even."""
-    if dtype != "bfloat16":
-        return values.astype(dtype).view(np.uint8)
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.uint8)
+def rows_of(spans: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:
+    """(address, pitch, width, rows) of spans of equal size, equally far apart: one copy serves them. None for
+    others."""
+    (address, size), pitch = spans[0], spans[1][0] - spans[0][0] if len(spans) > 1 else 0
+    if pitch <= 0 or any(span != (address + i * pitch, size) for i, span in enumerate(spans)):
+        return None
+    return address, pitch, size, len(spans)

@@ -6,6 +6,7 @@ streams, functions and graphs are handles of the bindings. Nothing waits for the
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import RunError
+from hjgc.runtime.backend import BackendRefused
 
 Handle = Any
 Bytes = NDArray[np.uint8]
+TENSOR_MAP_BYTES = 128
 UNLIMITED_SHARED = 48 << 10
 """Dynamic shared memory up to which a kernel needs no permission."""
 
 
-class DriverError(RunError):
-    """A call that the driver refused, in its own words."""
+class DriverError(BackendRefused):
+    """A call that the driver refused, in its own words. Copies and launches are asynchronous: it may be about any call
+    before."""
 
     def __init__(self, call: str, name: str, words: str) -> None:
         self.call, self.name = call, name
@@ -79,7 +83,8 @@ class Driver:
         self._call("cuDevicePrimaryCtxRelease", self._device)
 
     # Memory and copies. Copies are in the order of their stream; `read` and `write` are done with the host's memory
-    # when they return (the driver stages what is not page-locked).
+    # when they return (the driver stages what is not page-locked); `send` and `fetch` take page-locked memory, which is
+    # not to be touched until an event recorded behind them, or the stream, was waited for.
 
     def allocate(self, size: int) -> int:
         return int(self._call("cuMemAlloc", max(size, 1)))
@@ -100,6 +105,62 @@ class Driver:
         self._call("cuMemcpyDtoHAsync", data.ctypes.data, address, size, stream)
         self.wait(stream)
         return data
+
+    def read_rows(self, address: int, pitch: int, width: int, rows: int, stream: Handle) -> Bytes:
+        """`width` bytes of each of so many rows, `pitch` bytes apart, one after the other; otherwise as `read`."""
+        data = np.empty(width * rows, np.uint8)
+        copy, kind = self._cuda.CUDA_MEMCPY2D(), self._cuda.CUmemorytype
+        copy.srcMemoryType, copy.srcDevice, copy.srcPitch = kind.CU_MEMORYTYPE_DEVICE, address, pitch
+        copy.dstMemoryType, copy.dstHost, copy.dstPitch = kind.CU_MEMORYTYPE_HOST, data.ctypes.data, width
+        copy.WidthInBytes, copy.Height = width, rows
+        self._call("cuMemcpy2DAsync", copy, stream)
+        self.wait(stream)
+        return data
+
+    def fill_rows(self, address: int, pitch: int, width: int, rows: int, value: int, stream: Handle) -> None:
+        """Set `width` bytes of each of so many rows, `pitch` bytes apart, to one value."""
+        if rows == 1:
+            self._call("cuMemsetD8Async", address, value, width, stream)
+            return
+        self._call("cuMemsetD2D8Async", address, pitch, value, width, rows, stream)
+
+    def allocate_host(self, size: int) -> Bytes:
+        """Page-locked memory of the host."""
+        address = int(self._call("cuMemHostAlloc", max(size, 1), 0))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def free_host(self, memory: Bytes) -> None:
+        self._call("cuMemFreeHost", memory.ctypes.data)
+
+    def send(self, address: int, memory: Bytes, stream: Handle) -> None:
+        self._call("cuMemcpyHtoDAsync", address, memory.ctypes.data, memory.nbytes, stream)
+
+    def fetch(self, memory: Bytes, address: int, stream: Handle) -> None:
+        self._call("cuMemcpyDtoHAsync", memory.ctypes.data, address, memory.nbytes, stream)
+
+    def free_bytes(self) -> tuple[int, int]:
+        """The device memory that is free now, all processes counted, and all there is."""
+        status, free, total = self._cuda.cuMemGetInfo()
+        if status != 0:
+            raise self._error("cuMemGetInfo", status)
+        return int(free), int(total)
+
+    # Streams and events. Neither is made for blocking waits: a thread that waits spins (as long as whoever made the
+    # context did not ask for something else), without the interpreter lock.
+
+    def make_event(self) -> Handle:
+        return self._call("cuEventCreate", int(self._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+
+    def record(self, event: Handle, stream: Handle) -> None:
+        """Let the event stand for the work issued to the stream so far."""
+        self._call("cuEventRecord", event, stream)
+
+    def wait_event(self, event: Handle) -> None:
+        """Until that work is done; not at all for an event that was never recorded."""
+        self._call("cuEventSynchronize", event)
+
+    def drop_event(self, event: Handle) -> None:
+        self._call("cuEventDestroy", event)
 
     def make_stream(self) -> Handle:
         """A stream that neither waits for the default stream nor holds it up."""
@@ -136,6 +197,33 @@ class Driver:
             if status != 0:  # the only way to learn how many there are
                 return tuple(widths)
             widths.append(int(size))
+
+    def tensor_map(
+        self,
+        address: int,
+        dtype: str,
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        box: Sequence[int],
+        swizzle: int,
+    ) -> bytes:
+        """A tensor map, encoded: 128 bytes that a kernel takes by value (`plan_format.TensorMapArgument`)."""
+        cuda = self._cuda
+        encoded = self._call(
+            "cuTensorMapEncodeTiled",
+            getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{dtype.upper()}"),
+            len(sizes),
+            address,
+            [cuda.cuuint64_t(size) for size in sizes],
+            [cuda.cuuint64_t(stride) for stride in strides],
+            [cuda.cuuint32_t(side) for side in box],
+            [cuda.cuuint32_t(1)] * len(sizes),
+            cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            getattr(cuda.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{f'{swizzle}B' if swizzle else 'NONE'}"),
+            cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        return ctypes.string_at(int(encoded.getPtr()), TENSOR_MAP_BYTES)
 
     # Launches and graphs. `parameters` is the address of an array of addresses, one a parameter; the driver has copied
     # what they point to when the call returns.

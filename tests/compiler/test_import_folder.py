@@ -61,7 +61,7 @@ def compiled(model: Path, plan: Path) -> CompileResult:
 
 
 def logits(plan: Path, weights: Path | None = None) -> bytes:
-    with open_session(plan, weights=weights) as session, session.request() as request:
+    with open_session(plan, weights=weights) as session, session.request(logits=True) as request:
         request.prefill(IDS, {})
         return request.logits().tobytes()
 

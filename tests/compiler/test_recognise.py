@@ -349,7 +349,7 @@ def lie_in_columns(graph: ir.Graph, file: Path) -> None:
 
 
 def logits(plan: Path) -> bytes:
-    with open_session(plan) as session, session.request() as request:
+    with open_session(plan) as session, session.request(logits=True) as request:
         request.prefill([5, 3, 17, 90, 4], {})
         request.decode()
         return request.logits().tobytes()

@@ -92,7 +92,7 @@ def answers(low: int) -> dict[int, bytes]:
 
 def logits(session: object, length: int) -> bytes:
     ids = np.random.default_rng(length).integers(3, 199, length).tolist()
-    with session.request() as request:  # type: ignore[attr-defined]
+    with session.request(logits=True) as request:  # type: ignore[attr-defined]
         request.prefill(ids, {})
         return request.logits().tobytes()
 

@@ -55,8 +55,11 @@ class FakeDevice:
         self.real_bytes: Callable[[FakeGraph], int] = lambda graph: BYTES_PER_LAUNCH * len(graph.launches)
         self.before_launch: Callable[[str], None] = lambda name: None
         self.before_replay: Callable[[str], None] = lambda name: None
+        self.before_read: Callable[[], None] = lambda: None
         self.graphs: list[FakeGraph] = []
         self.closed = False
+        self.asynchronous = True
+        self.thread_pools = False
         self._states = [np.zeros(state.bytes, np.uint8) for state in plan.states]
         self._parameters = np.zeros(plan.parameters.bytes, np.uint8)
         self._arena = np.zeros(plan.arena_bytes, np.uint8)
@@ -143,8 +146,16 @@ class FakeDevice:
         for ref, contents in saved.items():
             self._view(ref, start, tokens)[...] = contents
 
-    def read_token(self) -> int:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+        for ref in refs:
+            self._view(ref, start, tokens)[...] = value
+
+    def send_token(self) -> int:
         return int(self._state("sampled").view("<i4")[0])
+
+    def read_token(self, ticket: Any) -> int:
+        self.before_read()
+        return ticket
 
     def read_logits(self) -> NDArray[np.float32]:
         return self._state("logits").view("<f4").astype(np.float32)
@@ -152,9 +163,15 @@ class FakeDevice:
     def close(self) -> None:
         self.closed = True
 
-    def memory(self) -> bytes:
-        """All that outlives a step."""
-        return b"".join(part.tobytes() for part in (*self._states, self._parameters))
+    def memory(self) -> dict[str, int]:
+        lasting = sum(part.nbytes for part in (*self._states, self._parameters))
+        graphs = sum(graph.bytes for graph in self.living)
+        return {"lasting": lasting, "arena": self._arena.nbytes, "graphs": graphs, "staging": 0}
+
+    def contents(self) -> bytes:
+        """All that outlives a request."""
+        kept = [i for i, state in enumerate(self.plan.states) if state.kind not in CACHES]
+        return b"".join(part.tobytes() for part in (*(self._states[i] for i in kept), self._parameters))
 
     def kind(self, kind: str) -> int:
         """The number of the state of this kind."""

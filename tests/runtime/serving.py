@@ -40,7 +40,8 @@ def answer(
     """The first `tokens` tokens after a prompt, given as ids or as a length."""
     ids = list(range(1, prompt + 1)) if isinstance(prompt, int) else prompt
     with session.request(process=process) as request:
-        return [request.prefill(ids, {}), *(request.decode() for _ in range(tokens - 1))]
+        further = (request.decode(last=number == tokens) for number in range(2, tokens + 1))
+        return [request.prefill(ids, {}), *further]
 
 
 def captured(session: Session) -> None:

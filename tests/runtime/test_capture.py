@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from hjgc.plan_format.errors import RunError
-from hjgc.runtime import BackendRefused, Session
+from hjgc.runtime import BackendRefused, Session, worker
 from hjgc.runtime.budget import Budget
 from hjgc.runtime.runner import SegmentRunner, State
 from tests.plans import small_plan
@@ -193,8 +194,8 @@ def test_a_graph_in_use_is_not_evicted_until_its_step_is_done() -> None:
     with serving(graph_bytes=PREFILL_GRAPH) as (session, device):
         answer(session, 4, tokens=1)
         captured(session)
-        worker, used = session._worker, runner_of(session, "prefill", 4)
-        graph = worker.take(used)
+        used = runner_of(session, "prefill", 4)
+        graph = session._worker.take(used)
         assert isinstance(graph, FakeGraph)
         estimated, estimate = threading.Event(), device.graph_bytes
 
@@ -208,7 +209,7 @@ def test_a_graph_in_use_is_not_evicted_until_its_step_is_done() -> None:
         assert entry(session, "prefill", 2)["state"] == "QUEUED"
         assert not graph.released
         device.log.append("the step is done")
-        worker.put_back([used])
+        session._worker.put_back([used])
         captured(session)
         assert device.log.index("the step is done") < device.log.index("release prefill@4[14]")
         assert entry(session, "prefill", 2)["state"] == "PROMOTED"
@@ -415,3 +416,64 @@ def test_a_waiting_caller_is_served_while_a_build_is_stuck() -> None:
             request.prefill([1], {})
         assert result(waiting) == first
         device.build_may_finish.set()
+
+
+def when_pacing(session: Session) -> threading.Event:
+    """Set once the worker rests until the next build's time."""
+    resting, rest = threading.Event(), session._worker._rest
+
+    def note(seen: int, pause: float) -> None:
+        if pause != worker.UNTIL_NEWS:
+            resting.set()
+        rest(seen, pause)
+
+    session._worker._rest = note  # type: ignore[method-assign]
+    return resting
+
+
+def test_builds_beside_a_request_are_spaced_and_go_on_as_soon_as_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "BUILD_SPACING", 3600.0)
+    with serving() as (session, _):
+        built, pacing = when_built(session), when_pacing(session)
+        with session.request() as request:
+            request.prefill([1, 2, 3], {})
+            assert built.wait(PATIENCE)  # the first of all waits for nothing
+            request.decode(last=True)
+            assert pacing.wait(PATIENCE)
+            assert session.wait_captured(0) is False
+            assert entry(session)["state"] == "QUEUED"
+            assert session.report()["worker"]["builds"] == 1
+        captured(session)  # long before an hour has passed
+        numbers = session.report()["worker"]
+        assert (numbers["builds"], numbers["builds_beside_requests"]) == (2, 1)
+        assert 0 < numbers["longest_build"] <= numbers["build_seconds"]
+        assert numbers["pacing_seconds"] > 0
+
+
+def test_builds_go_on_beside_a_request_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "BUILD_SPACING", 0.001)
+    with serving() as (session, device), session.request() as request:
+        both, build = threading.Event(), device.build
+
+        def note(phase: str, launches: Sequence[int], bucket: int) -> FakeGraph:
+            graph = build(phase, launches, bucket)
+            if len(device.graphs) == 2:
+                both.set()
+            return graph
+
+        device.build = note  # type: ignore[method-assign]
+        request.prefill([1, 2, 3], {})
+        request.decode()
+        assert both.wait(PATIENCE)
+
+
+def test_a_closing_session_does_not_wait_for_the_next_builds_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "BUILD_SPACING", 3600.0)
+    with serving() as (session, _):
+        pacing = when_pacing(session)
+        with session.request() as request:
+            request.prefill([1, 2, 3], {})
+            request.decode()
+            assert pacing.wait(PATIENCE)
+            session.close()
+    assert session.report()["worker"]["state"] == "closed"

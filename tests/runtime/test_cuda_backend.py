@@ -2,143 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import numpy as np
 import pytest
 
 from hjgc.plan_format import PlanError, load, save
-from hjgc.plan_format.structs import Source
+from hjgc.plan_format.structs import Plan, Source, State
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
-from hjgc.runtime.backends.cuda import CudaBackend, from_float32, to_float32
-from hjgc.runtime.backends.cuda_driver import Driver, DriverError, LaunchShape
-from tests.runtime.norms import CODE, COLUMNS, KINDS, ROWS, write_plan
-
-WIDTHS = (8, 8, 8, 8, 4, 4, 8, 8)
-
-
-class FakeDriver:
-    """Addresses lead to bytes that live here; kernels are written down with the parameters that they would get."""
-
-    def __init__(self, target: str = "sm_90") -> None:
-        self.target = target
-        self.log: list[str] = []
-        self.widths: tuple[int, ...] = WIDTHS
-        self.refuses: set[str] = set()
-        self._memory: dict[int, np.ndarray] = {}
-        self._handles = 0
-
-    def _handle(self, what: str) -> str:
-        self._handles += 1
-        return f"{what}{self._handles}"
-
-    def _do(self, name: str) -> None:
-        if name in self.refuses:
-            raise DriverError(name, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory")
-        self.log.append(name)
-
-    def make_current(self) -> None: ...
-
-    def close(self) -> None:
-        self._do("close")
-
-    def allocate(self, size: int) -> int:
-        self._do("allocate")
-        address = (len(self._memory) + 1) << 32
-        self._memory[address] = np.full(size, 0xEE, np.uint8)
-        return address
-
-    def free(self, address: int) -> None:
-        del self._memory[address]
-        self._do("free")
-
-    def _at(self, address: int, size: int) -> np.ndarray:
-        base = max(base for base in self._memory if base <= address)
-        piece = self._memory[base][address - base : address - base + size]
-        assert len(piece) == size, "outside what was allocated"
-        return piece
-
-    def zero(self, address: int, size: int, stream: str) -> None:
-        self._at(address, size)[:] = 0
-
-    def write(self, address: int, data: np.ndarray, stream: str) -> None:
-        self._do("write")
-        self._at(address, data.nbytes)[:] = data
-
-    def read(self, address: int, size: int, stream: str) -> np.ndarray:
-        return self._at(address, size).copy()
-
-    def make_stream(self) -> str:
-        return self._handle("stream")
-
-    def wait(self, stream: str) -> None:
-        self._do(f"wait {stream}")
-
-    def drop_stream(self, stream: str) -> None:
-        self._do(f"drop {stream}")
-
-    def load_module(self, code: bytes) -> str:
-        self._do("load_module")
-        assert code == CODE
-        return self._handle("module")
-
-    def unload_module(self, module: str) -> None:
-        self._do("unload_module")
-
-    def function(self, module: str, entry: str, shared_bytes: int) -> str:
-        return entry
-
-    def parameter_widths(self, function: str) -> tuple[int, ...]:
-        return self.widths
-
-    def configure(self, shape: LaunchShape, overlap: bool, stream: str) -> tuple[LaunchShape, bool, str]:
-        return shape, overlap, stream
-
-    def launch(self, config: tuple[LaunchShape, bool, str], function: str, parameters: int) -> None:
-        shape, overlap, stream = config
-        self._do(f"launch {function}{shape.grid} x {shape.threads} {'early' if overlap else 'full'} on {stream}")
-        self.parameters = values_at(parameters)
-
-    def make_graph(self) -> list[str]:
-        return []
-
-    def make_node(self, shape: LaunchShape, function: str, parameters: int) -> dict[str, Any]:
-        return {"shape": shape, "function": function, "parameters": parameters}
-
-    def resize(self, node: dict[str, Any], shape: LaunchShape) -> None:
-        node["shape"] = shape
-
-    def add_kernel(self, graph: list[str], node: dict[str, Any], before: Sequence[int], early: Sequence[bool]) -> int:
-        self._do("add_kernel")
-        after = " ".join(f"{n}{'early' if kind else 'full'}" for n, kind in zip(before, early, strict=True))
-        blocks, rows = node["shape"].grid[0], values_at(node["parameters"])[4]
-        graph.append(f"{node['function']} of {blocks} for {rows} after {after or 'nothing'}")
-        return len(graph) - 1
-
-    def instantiate(self, graph: list[str], stream: str) -> tuple[str, ...]:
-        self._do(f"instantiate on {stream}")
-        return tuple(graph)
-
-    def drop_graph(self, graph: list[str]) -> None:
-        self._do("drop_graph")
-
-    def replay(self, executable: tuple[str, ...], stream: str) -> None:
-        self._do(f"replay on {stream}")
-
-    def drop_executable(self, executable: tuple[str, ...]) -> None:
-        self._do("drop_executable")
-
-
-def values_at(parameters: int) -> tuple[Any, ...]:
-    """What the driver would copy: each parameter read from where its address says."""
-    import ctypes
-
-    addresses = (ctypes.c_uint64 * len(KINDS)).from_address(parameters)
-    types = {"pointer": ctypes.c_uint64, "scratch": ctypes.c_uint64, "int32": ctypes.c_int32, "float32": ctypes.c_float}
-    return tuple(types[kind].from_address(address).value for kind, address in zip(KINDS, addresses, strict=True))
+from hjgc.runtime.backends.cuda import CudaBackend, rows_of
+from hjgc.runtime.backends.cuda_driver import Driver
+from hjgc.runtime.backends.cuda_weights import STAGING_BYTES
+from tests.runtime.fake_driver import WIDTHS, FakeDriver
+from tests.runtime.norms import CODE, COLUMNS, ROWS, write_plan
 
 
 def open_backend(plan: Path, driver: FakeDriver) -> CudaBackend:
@@ -276,7 +154,7 @@ def test_fields_side_by_side_travel_in_one_copy_and_the_others_keep_what_they_he
     backend: CudaBackend, driver: FakeDriver
 ) -> None:
     backend.write_parameters({"start": 3, "length": 4, "top_k": 5, "min_p": 0.25, "seed_high": 2**32 - 1})
-    assert driver.log == ["write"] * 3
+    assert driver.log == ["send"] * 3
     backend.write_parameters({"length": 9})
     block = backend.snapshot([MemoryRef("parameters", 0)], 0, 1)[MemoryRef("parameters", 0)]
     assert block[:12].view(np.int32).tolist() == [3, 9, 5]
@@ -288,6 +166,9 @@ def test_closing_gives_back_everything_that_was_taken_once(backend: CudaBackend,
     backend.close()
     backend.close()
     assert driver.log == [
+        "wait stream1",  # before the page-locked memory goes that copies may still read
+        *["drop_event"] * 4,
+        "free_host",
         "free",
         "free",
         "unload_module",
@@ -319,19 +200,149 @@ def test_code_that_takes_other_parameters_than_the_plan_says_is_refused(tmp_path
     assert driver.log[-1] == "close"
 
 
-def test_weights_that_would_have_to_be_converted_are_refused(tmp_path: Path, driver: FakeDriver) -> None:
-    path = write_plan(tmp_path)
+def with_source(path: Path, source: Source) -> Path:
+    """The plan, its one weight of another source."""
     with load(path) as file:
         plan = file.plan
     (weight,) = plan.weights
-    half = Source(0, 0, 16, "float16", (COLUMNS,))
-    other = msgspec.structs.replace(plan, weights=(msgspec.structs.replace(weight, sources=(half,)),))
+    other = msgspec.structs.replace(plan, weights=(msgspec.structs.replace(weight, sources=(source,)),))
     save(path, other, sections={"cubin": CODE})
-    with pytest.raises(PlanError, match="expected float32, found float16: weights are not converted"):
-        open_backend(path, driver)
+    return path
 
 
-def test_logits_go_to_the_nearest_bfloat16_and_back() -> None:
-    values = np.array([1.0, 1.00390625, 1.01171875, -3.5, 0.0], np.float32)  # the second and third lie halfway
-    back = to_float32(from_float32(values, "bfloat16"), "bfloat16")
-    assert back.tolist() == [1.0, 1.0, 1.015625, -3.5, 0.0]
+def test_weights_of_another_width_are_converted_on_the_way(tmp_path: Path, driver: FakeDriver) -> None:
+    path = with_source(write_plan(tmp_path), Source(0, 0, 16, "float16", (COLUMNS,)))
+    open_backend(path, driver)
+    halves = np.arange(1, 5, dtype=np.float32).view(np.float16)
+    assert driver.read(1 << 32, 32, "").view(np.float32).tolist() == halves.astype(np.float32).tolist()
+
+
+def served_plan(folder: Path) -> Path:
+    """A plan with a history and a token, as served ones have."""
+    path = write_plan(folder)
+    with load(path) as file:
+        plan: Plan = file.plan
+    more = (State("history", "token_history", "int32", (20,), 80), State("sampled", "sampled", "int32", (1,), 4))
+    states = (*plan.states, *more)
+    ledger = msgspec.structs.replace(plan.ledger, states=plan.ledger.states + 84, total=plan.ledger.total + 84)
+    save(path, msgspec.structs.replace(plan, states=states, ledger=ledger), sections={"cubin": CODE})
+    return path
+
+
+SAMPLED = MemoryRef("state", 2)
+
+
+def sample(backend: CudaBackend, token: int) -> None:
+    """What a step leaves behind."""
+    backend.restore({SAMPLED: np.array([token], np.int32).view(np.uint8)}, 0, 1)
+
+
+def test_a_token_is_the_one_its_step_left_although_the_next_step_has_run(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    tickets: list[int] = []
+    for token in (5, 6, 7):
+        sample(backend, token)
+        tickets.append(backend.send_token())
+    sample(backend, 8)
+    assert [backend.read_token(ticket) for ticket in tickets] == [5, 6, 7]
+
+
+def test_tokens_by_the_hundred_use_the_same_few_slots(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    locked = driver.log.count("allocate_host")
+    before: int | None = None
+    for token in range(100):
+        sample(backend, token)
+        ticket = backend.send_token()
+        if before is not None:
+            assert backend.read_token(before) == token - 1
+        before = ticket
+    assert driver.log.count("allocate_host") == locked
+
+
+def test_a_prompt_goes_up_in_two_copies_that_wait_for_nothing(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    driver.log.clear()
+    backend.write_history(0, [3, 1, 4])
+    names = ["start", "length", "top_k", "temperature", "top_p", "min_p", "repetition_penalty", "seed_low", "seed_high"]
+    backend.write_parameters(dict.fromkeys(reversed(names), 1))
+    assert driver.log == ["send", "send"]
+    history = MemoryRef("state", 1)
+    assert backend.snapshot([history], 0, 1)[history][:12].view(np.int32).tolist() == [3, 1, 4]
+
+
+def test_an_upload_waits_for_its_slot_and_no_longer(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    history = MemoryRef("state", 1)
+    for number in range(19):  # each waits, in the slot's turn, for the copy made four before it
+        backend.write_history(number, [100 + number])
+    found = backend.snapshot([history], 0, 1)[history].view(np.int32)
+    assert found[:19].tolist() == [100 + number for number in range(19)]
+
+
+def test_rows_of_a_cache_are_read_and_filled_in_one_call_for_all_heads(
+    backend: CudaBackend, driver: FakeDriver
+) -> None:
+    cache = MemoryRef("state", 0)
+    backend.fill([cache], 3, 2, 0xA5)
+    piece = backend.snapshot([cache], 3, 2)[cache]
+    assert driver.log == ["fill_rows", "read_rows"]
+    assert (piece == 0xA5).all() and piece.size == 2 * 2 * 16
+    whole = backend.snapshot([cache], 0, ROWS + 1)[cache].reshape(2, ROWS + 1, 16)
+    assert not whole[:, :3].any() and not whole[:, 5:].any()
+
+
+def test_a_buffer_is_filled_as_far_as_its_rows_go(backend: CudaBackend) -> None:
+    buffer = MemoryRef("buffer", 0, "norms")
+    backend.restore({buffer: np.zeros(3 * 32, np.uint8)}, 0, 3)
+    backend.fill([buffer], 0, 2, 7)
+    assert backend.snapshot([buffer], 0, 3)[buffer].tolist() == [7] * 64 + [0] * 32
+
+
+@pytest.mark.parametrize(
+    ("spans", "rows"),
+    [
+        ([(100, 8), (120, 8), (140, 8)], (100, 20, 8, 3)),
+        ([(100, 8)], None),
+        ([(100, 8), (120, 8), (141, 8)], None),
+        ([(100, 8), (120, 9)], None),
+    ],
+)
+def test_spans_equally_far_apart_are_rows(spans: list[tuple[int, int]], rows: tuple[int, ...] | None) -> None:
+    assert rows_of(spans) == rows
+
+
+def test_memory_is_told_by_what_holds_it(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    before = backend.memory()
+    assert before["lasting"] == 32 + 2 * (ROWS + 1) * 16 + 84 + 64
+    assert before["arena"] == 5 * ROWS * COLUMNS * 4
+    assert before["staging"] == 4 * 80 + 4 * 64
+    assert before["staging_to_load"] == STAGING_BYTES == driver.most_locked - before["staging"]
+    assert before["free"] < before["free_at_open"] <= before["total"]
+    graph = backend.build("norms", (0, 1), 16)
+    assert backend.memory()["graphs"] == graph.bytes > 0
+    backend.release(graph)
+    assert backend.memory() == before
+    backend.close()
+    assert backend.memory() == {}
+
+
+def test_what_the_driver_says_while_a_token_is_awaited_is_a_refusal(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    ticket = backend.send_token()
+    driver.refuses = {"wait_event"}
+    with pytest.raises(BackendRefused, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        backend.read_token(ticket)
+    driver.refuses = set()
+    assert isinstance(backend.read_token(ticket), int)
+
+
+@pytest.mark.parametrize("call", ["allocate_host", "make_event"])
+def test_an_opening_that_fails_gives_back_what_it_had(call: str, tmp_path: Path, driver: FakeDriver) -> None:
+    driver.refuses = {call}
+    with pytest.raises(BackendRefused, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        open_backend(served_plan(tmp_path), driver)
+    for take, give in (("allocate", "free"), ("allocate_host", "free_host"), ("make_event", "drop_event")):
+        assert driver.log.count(take) == driver.log.count(give)
+    assert driver.log[-1] == "close"

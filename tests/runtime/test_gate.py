@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from hjgc.plan_format.ledger import graph_costs
 from hjgc.plan_format.structs import Plan, Schedule, StaticSegment
 from hjgc.runtime import LogitsProcessor, MemoryRef, Session, worker
-from hjgc.runtime.gate import POISON
+from hjgc.runtime.gate import CACHES
 from tests.plans import check, small_plan
 from tests.runtime.fake_device import FakeDevice, FakeGraph
 from tests.runtime.serving import PATIENCE, Arrivals, answer, captured, entry, others, result, serving, when_built
@@ -136,15 +136,15 @@ def leave(ids: object, row: object) -> None:
 
 @pytest.mark.parametrize("process", [None, leave])
 @pytest.mark.parametrize("corrupt", [set[str](), {"1.down"}])
-def test_a_check_puts_all_memory_back(corrupt: set[str], process: LogitsProcessor | None) -> None:
+def test_a_check_puts_back_all_memory_but_its_cache_rows(corrupt: set[str], process: LogitsProcessor | None) -> None:
     with serving() as (session, device):
         device.corrupt = corrupt
         device.build_may_finish.clear()
         answer(session, process=process)
-        before = device.memory()
+        before = device.contents()
         device.build_may_finish.set()
         captured(session)
-        assert device.memory() == before
+        assert device.contents() == before
         schedule = "default" if process is None else "logits_processor"
         state = "QUARANTINED" if corrupt else "PROMOTED"
         assert {entry(session, *place, schedule)["state"] for place in (("decode", 1), ("prefill", 4))} == {state}
@@ -187,13 +187,13 @@ def test_a_check_at_the_end_of_the_context_stays_inside_it() -> None:
 def test_what_a_segment_takes_from_earlier_ones_is_not_overwritten_by_the_pattern() -> None:
     with serving() as (session, device):
         filled: list[MemoryRef] = []
-        restore = device.restore
+        fill = device.fill
 
-        def note(saved: Mapping[MemoryRef, object], start: int, tokens: int) -> None:
-            filled.extend(ref for ref, contents in saved.items() if (contents == POISON).all())  # type: ignore[attr-defined]
-            restore(saved, start, tokens)  # type: ignore[arg-type]
+        def note(refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+            filled.extend(refs)
+            fill(refs, start, tokens, value)
 
-        device.restore = note  # type: ignore[method-assign,assignment]
+        device.fill = note  # type: ignore[method-assign]
         answer(session, tokens=1, process=leave)
         captured(session)
         names = {"buffer" if ref.space == "buffer" else device.plan.states[ref.index].name for ref in filled}
@@ -218,16 +218,15 @@ def cut_plan(at: int) -> Plan:
 def test_segments_that_hand_buffers_on_are_checked_with_what_the_earlier_one_left() -> None:
     with serving(cut_plan(5)) as (session, device):
         filled: set[int] = set()
-        restore = device.restore
+        fill = device.fill
 
-        def note(saved: Mapping[MemoryRef, object], start: int, tokens: int) -> None:
-            refs = [ref for ref, contents in saved.items() if (contents == POISON).all()]  # type: ignore[attr-defined]
+        def note(refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
             if MemoryRef("state", device.kind("logits")) in refs:  # before the second part, or all of prefill
                 buffers = [ref for ref in refs if ref.phase == "decode"]
                 filled.update(byte for ref in buffers for byte in device.arena_bytes_of(ref))
-            restore(saved, start, tokens)  # type: ignore[arg-type]
+            fill(refs, start, tokens, value)
 
-        device.restore = note  # type: ignore[method-assign,assignment]
+        device.fill = note  # type: ignore[method-assign]
         expected = answer(session)
         captured(session)
         assert [entry(session, segment=number)["state"] for number in (0, 1)] == ["PROMOTED", "PROMOTED"]
@@ -334,7 +333,7 @@ def test_a_check_interrupted_too_often_is_finished_all_the_same(monkeypatch: pyt
         device.before_launch = lambda name: None
         promoted = entry(session, "prefill", 4)
         assert (promoted["state"], promoted["aborted_checks"]) == ("PROMOTED", 3)
-        assert session.report()["worker"]["insisted_checks"] == 1
+        assert session.report()["worker"]["insisted_checks"] == 2  # a trial each
         assert all(result(future) == expected for future in answers)  # type: ignore[arg-type]
 
 
@@ -369,3 +368,68 @@ def test_waiting_for_captures_inside_a_request_ends_with_its_timeout() -> None:
             assert device.build_started.wait(PATIENCE)
             assert session.wait_captured(0.01) is False
         captured(session)
+
+
+def test_a_request_between_two_trials_of_a_graph_is_served_and_the_trial_that_was_passed_counts() -> None:
+    with serving() as (session, device), others() as submit:
+        device.build_may_finish.clear()
+        expected = answer(session, tokens=1)
+        arrivals = Arrivals(session)
+        answers: list[object] = []
+        places: list[tuple[int, int]] = []
+        fill = device.fill
+
+        def note(refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+            places.append((tokens, start))
+            fill(refs, start, tokens, value)
+
+        def come(graph: str) -> None:
+            if len(places) == 4 and not answers:  # the replay of the second trial
+                answers.append(submit(lambda: answer(session, tokens=1)))
+                arrivals.wait()
+
+        device.fill = note  # type: ignore[method-assign]
+        device.before_replay = come
+        device.build_may_finish.set()
+        captured(session)
+        assert result(answers[0]) == expected  # type: ignore[arg-type]
+        # A plain run and a replay each; the second trial was given up before it compared, the first not tried again.
+        assert places == [(4, 0)] * 2 + [(3, 3)] * 4
+        assert entry(session, "prefill", 4)["aborted_checks"] == 1
+
+
+def test_the_check_has_a_thread_of_its_own_only_where_the_device_needs_one() -> None:
+    for thread_pools in (True, False):
+        with serving() as (session, device):
+            device.thread_pools = thread_pools
+            threads: set[str] = set()
+            device.before_replay = lambda graph, seen=threads: seen.add(threading.current_thread().name)
+            answer(session, tokens=1)
+            captured(session)
+            assert threads == {"hjgc-capture-check_0" if thread_pools else "hjgc-capture"}
+
+
+def test_a_check_copies_no_cache_but_the_new_rows_and_asks_between_copies() -> None:
+    with serving() as (session, device):
+        largest: dict[str, int] = {}
+        snapshot, restore = device.snapshot, device.restore
+        together: set[int] = set()
+
+        def note(refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, object]:
+            found = snapshot(refs, start, tokens)
+            caches = [ref for ref in refs if ref.space == "state" and device.plan.states[ref.index].kind in CACHES]
+            together.add(len(caches))
+            for ref in caches:
+                largest["read"] = max(largest.get("read", 0), found[ref].size // tokens)
+            return found  # type: ignore[return-value]
+
+        def put(saved: Mapping[MemoryRef, object], start: int, tokens: int) -> None:
+            assert not any(ref.space == "state" and device.plan.states[ref.index].kind in CACHES for ref in saved)
+            restore(saved, start, tokens)  # type: ignore[arg-type]
+
+        device.snapshot, device.restore = note, put  # type: ignore[method-assign,assignment]
+        answer(session, 8, tokens=4)
+        captured(session)
+        cache = next(state for state in device.plan.states if state.kind in CACHES)
+        assert largest == {"read": cache.bytes // cache.shape[1]}
+        assert together == {0, 1}

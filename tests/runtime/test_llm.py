@@ -58,7 +58,7 @@ class ScriptedDevice(FakeDevice):
         if "temperature" in values:
             self.sampling = dict(values)
 
-    def read_token(self) -> int:
+    def send_token(self) -> int:
         self.step += 1
         return self.script[self.step - 1] if self.step <= len(self.script) else ids_of("a")[0]
 

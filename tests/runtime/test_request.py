@@ -23,7 +23,7 @@ PROMPT_ONLY = DEFAULT[:8]
 
 def test_a_request_runs_the_prompt_then_one_step_a_token() -> None:
     with serving(capture=False) as (session, device):
-        with session.request() as request:
+        with session.request(logits=True) as request:
             assert request.position == 0
             first = request.prefill([5, 6, 7], {})
             assert request.position == 3
@@ -264,7 +264,7 @@ def test_decode_can_be_tried_again_after_a_failed_step() -> None:
     with serving(capture=False) as (session, device):
         expected = answer(session, tokens=3)
         with session.request() as request:
-            tokens = [request.prefill([1, 2, 3], {}), request.decode()]
+            tokens = [request.prefill([1, 2, 3], {}), request.decode(last=True)]
 
             def fail(name: str) -> None:
                 raise RuntimeError(name)
