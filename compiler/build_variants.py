@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import SimpleQueue
 
-from hjgc.compiler.build import Built, build, read_built
+from hjgc.compiler.build import Built, read_built
+from hjgc.compiler.build_worker import BuildWorker
 from hjgc.compiler.kernels import template_digest
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.plan_format.structs import Template, Variant
@@ -44,23 +46,31 @@ def build_variants(keys: Sequence[VariantKey], progress: Callable[[str], None]) 
 
 
 def _build(keys: Sequence[VariantKey], built: dict[VariantKey, Built], progress: Callable[[str], None]) -> None:
-    workers = min(len(keys), len(os.sched_getaffinity(0)))
-    if workers == 1:
-        for number, (name, target, axes) in enumerate(keys):
+    """Each core has a worker, and each worker a thread that hands it one variant after the other."""
+    workers = min(len(keys), available_cores())
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        idle: SimpleQueue[BuildWorker] = SimpleQueue()
+        for _ in range(workers):
+            idle.put(stack.enter_context(BuildWorker()))
+
+        def work(key: VariantKey) -> Built:
+            name, target, axes = key
+            worker = idle.get()
+            try:
+                return worker.build(name, dict(axes), target)
+            finally:
+                idle.put(worker)
+
+        futures = [pool.submit(work, key) for key in keys]
+        stack.callback(lambda: [future.cancel() for future in futures])
+        for number, (key, future) in enumerate(zip(keys, futures, strict=True)):
             progress(f"build {number + 1} of {len(keys)} kernels")
-            built[name, target, axes] = build(name, dict(axes), target)
-        return
-    # Spawned, not forked: the parent may have threads, of torch or of a progress bar.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(build, name, dict(axes), target) for name, target, axes in keys]
-        try:
-            for number, (key, future) in enumerate(zip(keys, futures, strict=True)):
-                progress(f"build {number + 1} of {len(keys)} kernels")
-                built[key] = future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            built[key] = future.result()
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tables(keys: Sequence[VariantKey], built: dict[VariantKey, Built], reused: int) -> DeviceCode:

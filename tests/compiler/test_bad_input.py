@@ -507,8 +507,8 @@ def test_a_disk_that_fills_up_half_way_leaves_no_half_of_a_plan(model: Path, mon
 
 
 STAGES = (
-    "import", "normalise", "recognise", "specialise", "classify", "plan_memory", "segment", "select_kernels",
-    "fingerprint", "emit", "verify",
+    "import", "normalise", "recognise", "specialise", "lower", "classify", "plan_memory", "segment", "select_kernels",
+    "build", "fingerprint", "emit", "verify",
 )  # fmt: skip
 
 
@@ -576,11 +576,7 @@ def test_a_dump_folder_that_cannot_be_made_is_refused(model: Path, monkeypatch: 
     assert (error.place, error.field) == (str(model / "dump"), "HJGC_DUMP")
 
 
-def test_a_chip_without_templates_is_refused_by_what_has_none(model: Path) -> None:
-    with pytest.raises(CompileError) as caught:
-        compile_model(model, model.with_name("plan.hjg"), **SMALL, targets=("cpu", "sm_90"))
-    error = caught.value
-    assert error.field == "step embedding"
-    assert error.problem.startswith("expected a kernel template on sm_90 for each step, found none for embedding,")
-    assert error.next_step == "compile with --target cpu"
-    assert "attention_inputs" in error.problem and "caller_logits" not in error.problem
+def test_a_gpu_computes_with_numbers_of_two_bytes_and_says_so(model: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        compile_model(model, model.with_name("plan.hjg"), **SMALL, targets=("cpu", "sm_90"), dtype="float32")
+    assert str(caught.value).startswith("--dtype: expected float16 or bfloat16 on sm_90, found float32; choose one")
