@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
-from hjgc.plan_format.errors import HjgcError
+from hjgc.tools.benching.settings import Settings
+from hjgc.tools.benching.times import first_difference, milliseconds, percentile, summary
 from hjgc.tools.peers.client import PeerProcess
 from hjgc.tools.peers.peer import Answer
 
@@ -21,20 +19,9 @@ SCHEMA = "hjgc-bench-1"
 PAUSE = 0.25
 """Seconds between two peers' turns: threads that still spin for work after an answer come to rest."""
 CAPTURE_SECONDS = 120.0
+"""How long to wait for graphs that answers have asked for."""
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`lengths` of the prompts in tokens, `decode` further tokens for each, `repeat` warm answers for each."""
-
-    lengths: tuple[int, ...]
-    decode: int
-    repeat: int
-    threads: int
-    seed: int
-    vocabulary: int
 
 
 @dataclass
@@ -62,7 +49,7 @@ def bench(specs: Mapping[str, Mapping[str, Any]], settings: Settings, tell: Tell
     """Measure each named system, all of them in this run: they start one after the other, then take turns, prompt by
     prompt, so that whatever else the machine does meets them alike. Raises HjgcError where one fails."""
     began = datetime.now(UTC)
-    load = _load()
+    load = load_average()
     with ExitStack() as stack:
         systems: dict[str, Measured] = {}
         for name, spec in specs.items():
@@ -76,22 +63,11 @@ def bench(specs: Mapping[str, Mapping[str, Any]], settings: Settings, tell: Tell
             "schema": SCHEMA,
             "date": began.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
-            "load_average": {"before": load, "after": _load()},
-            "settings": {
-                "lengths": list(settings.lengths),
-                "decode": settings.decode,
-                "repeat": settings.repeat,
-                "threads": settings.threads,
-                "seed": settings.seed,
-            },
+            "load_average": {"before": load, "after": load_average()},
+            "settings": settings.shown(),
             "systems": [_system(name, measured, settings) for name, measured in systems.items()],
             "rows": _rows(systems, settings),
         }
-
-
-def prompt(settings: Settings, length: int) -> list[int]:
-    """The same random tokens for every system and every repetition."""
-    return np.random.default_rng([settings.seed, length]).integers(0, settings.vocabulary, length).tolist()
 
 
 def _meet(name: str, measured: Measured, settings: Settings, tell: Tell) -> None:
@@ -114,26 +90,30 @@ def _round(systems: Mapping[str, Measured], settings: Settings, number: int) -> 
 
 
 def _answer(measured: Measured, settings: Settings, length: int) -> Answer:
-    return measured.process.answer(prompt(settings, length), settings.decode + 1)
+    return measured.process.answer(settings.prompt(length), settings.decode + 1)
 
 
 def _system(name: str, measured: Measured, settings: Settings) -> dict[str, Any]:
-    """`other` is the process's own start: interpreter, our modules, the answer that it is ready."""
     process = measured.process
-    parts = {part: _ms(seconds) for part, seconds in process.startup.items()}
-    other = process.process_seconds - sum(process.startup.values())
     return {
         "name": name,
         "versions": process.versions,
-        "startup_ms": parts
-        | {
-            "other": _ms(other),
-            "first_request": _ms(measured.first.first),
-            "to_first_token": _ms(process.process_seconds + measured.first.first),
-        },
+        "startup_ms": startup(process, measured.first),
         "first_request_length": settings.lengths[0],
         "graphs_settled": measured.settled,
         "details": process.details(),
+    }
+
+
+def startup(process: PeerProcess, first: Answer) -> dict[str, float]:
+    """Milliseconds by part, and their sum: from the start of the process to its first token. `other` is the process's
+    own start: interpreter, our modules, the answer that it is ready."""
+    parts = {part: milliseconds(seconds) for part, seconds in process.startup.items()}
+    other = process.process_seconds - sum(process.startup.values())
+    return parts | {
+        "other": milliseconds(other),
+        "first_request": milliseconds(first.first),
+        "to_first_token": milliseconds(process.process_seconds + first.first),
     }
 
 
@@ -152,8 +132,8 @@ def _row(name: str, length: int, cell: Cell, reference: Sequence[int]) -> dict[s
         "length": length,
         "ttft_ms": summary([answer.first for answer in cell.warm]),
         "token_ms": summary([seconds for answer in cell.warm for seconds in answer.further]),
-        "cold_ttft_ms": _ms(cell.cold.first),
-        "cold_token_ms": _ms(percentile(cell.cold.further, 0.5)) if cell.cold.further else None,
+        "cold_ttft_ms": milliseconds(cell.cold.first),
+        "cold_token_ms": milliseconds(percentile(cell.cold.further, 0.5)) if cell.cold.further else None,
         "replayed": sum(answer.replayed for answer in cell.warm),
         "ran": sum(answer.ran for answer in cell.warm),
         "tokens": list(cell.cold.tokens),
@@ -164,33 +144,6 @@ def _row(name: str, length: int, cell: Cell, reference: Sequence[int]) -> dict[s
     }
 
 
-def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | None:
-    """The first place where the two do not agree; None if they are the same."""
-    pairs = enumerate(zip(tokens, reference, strict=True))
-    return next((place for place, (one, other) in pairs if one != other), None)
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float | int] | None:
-    """Milliseconds; None where nothing was measured."""
-    if not seconds:
-        return None
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-    points = {name: _ms(percentile(seconds, share)) for name, share in shares.items()}
-    return {"count": len(seconds), "mean": _ms(sum(seconds) / len(seconds)), **points, "max": _ms(max(seconds))}
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed (nearest rank): always one that was measured.
-    Raises HjgcError for no values."""
-    if not values:
-        raise HjgcError("expected at least one measurement, found none")
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
-
-
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 4)
-
-
-def _load() -> list[float] | None:
+def load_average() -> list[float] | None:
     """How many threads wanted to run, on average over the last 1, 5 and 15 minutes."""
     return [round(number, 2) for number in os.getloadavg()] if hasattr(os, "getloadavg") else None

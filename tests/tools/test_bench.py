@@ -15,11 +15,10 @@ import pytest
 from hjgc.compiler import compile_model
 from hjgc.plan_format.errors import HjgcError
 from hjgc.tools import benchmarking
-from hjgc.tools.benchmarking import first_difference, percentile, summary
-from hjgc.tools.commands import bench
+from hjgc.tools.benching import plot, text
 from hjgc.tools.peers import process
 from hjgc.tools.peers.client import PeerProcess
-from hjgc.tools.peers.peer import Answer, Startup, timed_answer
+from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
 from tests.tools.command_line import CommandLine, Ran
 
 LENGTHS, DECODE, REPEAT = (3, 16), 4, 2
@@ -116,32 +115,10 @@ def test_the_file_holds_what_is_printed_and_progress_goes_to_standard_error(ran:
 def test_the_table_has_a_line_for_each_row_and_says_who_chose_otherwise(shown: dict[str, Any]):
     other = json.loads(json.dumps(shown))
     other["rows"][-1]["tokens_differ_at"] = 2
-    lines = "\n".join(bench.text(other)).splitlines()
+    lines = "\n".join(text.text(other)).splitlines()
     assert len([line for line in lines if line.endswith("the same")]) == len(shown["rows"]) - 1
     assert next(line for line in lines if line.endswith("differ at 2")).split()[1] == "ort"
     assert "hjgc graph: segments that ran: 3 PROMOTED" in "\n".join(lines)
-
-
-@pytest.mark.parametrize(
-    ("share", "value"), [(0.0, 1.0), (0.5, 5.0), (0.9, 9.0), (0.91, 10.0), (0.99, 10.0), (1.0, 10.0)]
-)
-def test_a_percentile_is_the_smallest_value_that_reaches_the_share(share: float, value: float):
-    assert percentile([float(number) for number in (3, 1, 10, 2, 9, 4, 8, 5, 7, 6)], share) == value
-
-
-def test_there_is_no_percentile_of_nothing():
-    assert summary([]) is None
-    with pytest.raises(HjgcError, match="expected at least one measurement"):
-        percentile([], 0.5)
-
-
-def test_a_summary_is_in_milliseconds():
-    assert summary([0.001, 0.003]) == {"count": 2, "mean": 2.0, "p50": 1.0, "p90": 3.0, "p99": 3.0, "max": 3.0}
-
-
-@pytest.mark.parametrize(("tokens", "place"), [((1, 2, 3), None), ((1, 5, 6), 1), ((7, 2, 3), 0)])
-def test_the_first_other_token_is_found(tokens: Sequence[int], place: int | None):
-    assert first_difference(tokens, (1, 2, 3)) == place
 
 
 def test_every_token_is_timed_and_fed_with_the_one_before():
@@ -168,9 +145,14 @@ class ScriptedPeer:
 
     def __init__(self) -> None:
         self.startup, self.versions, self.closed = Startup({"import": 1.0}), {"it": "2"}, False
+        self.asked = 0
 
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
         return Answer(0.5, (0.25,) * (tokens - 1), (sum(ids),) * tokens)
+
+    def counts(self) -> Counts:
+        self.asked += 1
+        return Counts(self.asked, 2 * self.asked)
 
     def settle(self, timeout: float) -> bool:
         return timeout > 1
@@ -188,6 +170,7 @@ def test_a_process_answers_line_by_line_until_something_fails(monkeypatch: pytes
     requests = [
         {"kind": "scripted"},
         {"verb": "answer", "ids": [1, 2], "tokens": 2},
+        {"verb": "series", "ids": [1, 2], "tokens": 3, "repeat": 2, "warm_up": 1},
         {"verb": "settle", "timeout": 0.5},
         {"verb": "details"},
         {"verb": "settle", "timeout": 2},
@@ -196,7 +179,8 @@ def test_a_process_answers_line_by_line_until_something_fails(monkeypatch: pytes
     process.serve(io.StringIO("".join(json.dumps(request) + "\n" for request in requests)), answers)
     assert [json.loads(line) for line in answers.getvalue().splitlines()] == [
         {"startup": {"import": 1.0}, "versions": {"it": "2"}},
-        {"first": 0.5, "further": [0.25], "tokens": [3, 3], "replayed": 0, "ran": 0},
+        {"first": 0.5, "further": [0.25], "tokens": [3, 3], "replayed": 1, "ran": 2},
+        {"firsts": [0.5] * 2, "furthers": [0.25] * 4, "answers": [[3, 3, 3]], "replayed": 1, "ran": 2},
         {"settled": False},
         {"error": "expected details, found none", "code": 2},
     ]
@@ -208,7 +192,7 @@ def test_a_process_answers_line_by_line_until_something_fails(monkeypatch: pytes
     [
         ({"kind": "ort", "model": "{folder}/config.json", "threads": 1}, "expected a model that ONNX Runtime loads"),
         ({"kind": "plan", "plan": "{folder}/config.json", "weights": None, "device": None, "mode": "plain"}, "a plan"),
-        ({"kind": "abacus"}, "expected a peer of kind plan, eager or ort, found 'abacus'"),
+        ({"kind": "abacus"}, "expected a peer of kind plan, eager, static or ort, found 'abacus'"),
     ],
 )
 def test_a_peer_that_cannot_start_says_why(model: Path, spec: dict[str, Any], words: str):
@@ -232,7 +216,19 @@ def test_a_peer_that_dies_is_an_error_and_not_a_wait(model: Path):
     ("arguments", "words"),
     [
         (("--peers", "eager"), "expected a model for eager, found none; add --hf DIR"),
-        (("--peers", "ort,vllm"), "expected eager or ort with commas between them, found 'vllm'"),
+        (("--peers", "compile"), "expected a model for compile, found none; add --hf DIR"),
+        (("--peers", "ort,vllm"), "expected eager, compile or ort with commas between them, found 'vllm'"),
+        (("--mode", "graph,fast"), "expected plain, jit, graph, hybrid or both with commas between them, found 'fast'"),
+        (("--mode", ","), "expected at least one of plain, jit, graph, hybrid, found none"),
+        (("--contexts", "16"), "--contexts: expected a plan measured on a GPU, found one measured on the CPU"),
+        (("--cold", "1"), "--cold: expected a plan measured on a GPU"),
+        (
+            ("--device", "cuda", "--lengths", "3", "--decode", "4", "--contexts", "63"),
+            "--contexts: expected prompt and answer within",
+        ),
+        (("--device", "cuda", "--lengths", "3", "--decode", "0", "--contexts", "9"), "found --decode 0"),
+        (("--device", "cuda", "--peers", "ort"), "expected peers that run on the GPU, found ort"),
+        (("--plot", "nowhere/out.png"), "expected a folder to write into"),
         (("--onnx", "nowhere.onnx"), "nowhere.onnx: --onnx: expected the model of a peer, found nothing there"),
         (("--lengths", "60", "--decode", "5"), "within the plan's context of 64 tokens, found 60 + 5"),
         (("--lengths", "ten"), "expected whole numbers, say 10,50,100, found 'ten'"),
@@ -244,3 +240,25 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
 ):
     ran = hjgc("bench", compiled, *arguments)
     assert ran.code == 2 and words in ran.error and "start" not in ran.err
+
+
+def test_a_picture_needs_its_library(hjgc: CommandLine, compiled: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    ran = hjgc("bench", compiled, "--plot", compiled.parent / "out.png")
+    assert ran.code == 2 and ran.error.endswith("found it not installed; pip install 'hjgc[plot]'")
+
+
+def test_a_hybrid_replays_what_lies_around_the_caller(hjgc: CommandLine, compiled: Path, model: Path):
+    picture = compiled.parent / "hybrid.png"
+    ran = hjgc(
+        "bench", compiled, "--weights", model.parent, "--lengths", "3", "--mode", "graph,hybrid", "--decode", "2",
+        "--repeat", "1", "--json", "--plot", picture,
+    )  # fmt: skip
+    graph, hybrid = json.loads(ran.out)["rows"]
+    assert graph["tokens"] == hybrid["tokens"] and hybrid["tokens_differ_at"] is None
+    assert (graph["replayed"], graph["ran"]) == (3, 3) and (hybrid["replayed"], hybrid["ran"]) == (6, 9)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_help_shows_a_line_for_a_gpu(hjgc: CommandLine):
+    assert "hjgc bench plan.hjg --device cuda --mode" in hjgc("bench", "--help").out

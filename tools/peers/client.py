@@ -16,7 +16,7 @@ from typing import Any
 
 import hjgc
 from hjgc.plan_format.errors import HjgcError
-from hjgc.tools.peers.peer import Answer
+from hjgc.tools.peers.peer import Answer, Series
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GOODBYE_SECONDS = 10
@@ -37,7 +37,7 @@ class PeerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=_environment(threads),
+            env=environment(threads),
             text=True,
             encoding="utf-8",
         )
@@ -53,6 +53,16 @@ class PeerProcess:
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
         reply = self._ask({"verb": "answer", "ids": list(ids), "tokens": tokens})
         return Answer(reply["first"], tuple(reply["further"]), tuple(reply["tokens"]), reply["replayed"], reply["ran"])
+
+    def series(self, ids: Sequence[int], tokens: int, repeat: int, warm_up: int) -> Series:
+        """As many answers to one prompt, one after the other, without a word in between."""
+        reply = self._ask({"verb": "series", "ids": list(ids), "tokens": tokens, "repeat": repeat, "warm_up": warm_up})
+        answers = tuple(tuple(tokens) for tokens in reply["answers"])
+        return Series(tuple(reply["firsts"]), tuple(reply["furthers"]), answers, reply["replayed"], reply["ran"])
+
+    def watch(self, watching: Mapping[str, Any]) -> dict[str, Any]:
+        """What requests notice while graphs are built: see `capturing.py`. For plans only."""
+        return self._ask({"verb": "watch", "watching": dict(watching)})
 
     def settle(self, timeout: float) -> bool:
         return self._ask({"verb": "settle", "timeout": timeout})["settled"]
@@ -107,7 +117,7 @@ class PeerProcess:
         return f"exit code {code}{', ' + lines[-1] if lines else ''}"
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """Ours, with the number of threads, this hjgc to import, and no word to the network."""
     source = str(Path(hjgc.__path__[0]).parent)
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hjgc.plan_format.errors import InputError
-from hjgc.tools.peers.peer import Answer, Startup, timed_answer
+from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
 
 
 class EagerPeer:
@@ -44,6 +44,9 @@ class EagerPeer:
         out = self._model(rows, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = out.past_key_values
         return int(out.logits[0, -1].argmax())
+
+    def counts(self) -> Counts:
+        return Counts()
 
     def settle(self, timeout: float) -> bool:
         del timeout

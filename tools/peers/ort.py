@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import InputError
-from hjgc.tools.peers.peer import Answer, Startup, timed_answer
+from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
 
 PAST, PRESENT = "past_key_values.", "present."
 NUMPY: dict[str, Any] = {
@@ -104,6 +104,9 @@ class OrtPeer:
         if missing or not self._caches:
             field = missing[0] if missing else f"{PAST}0.key"
             raise InputError(model, "expected a decoder with past and present keys and values, found none", field=field)
+
+    def counts(self) -> Counts:
+        return Counts()
 
     def settle(self, timeout: float) -> bool:
         del timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,29 @@ class Answer:
     tokens: tuple[int, ...]
     replayed: int = 0
     ran: int = 0
+
+
+@dataclass(frozen=True)
+class Series:
+    """Many answers to one prompt: the times of their first and of their further tokens, and what was answered, each
+    different answer once."""
+
+    firsts: tuple[float, ...]
+    furthers: tuple[float, ...]
+    answers: tuple[tuple[int, ...], ...]
+    replayed: int = 0
+    ran: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`replayed` of `ran` segment runs were graph replays, so far."""
+
+    replayed: int = 0
+    ran: int = 0
+
+    def since(self, before: Counts) -> dict[str, int]:
+        return {"replayed": self.replayed - before.replayed, "ran": self.ran - before.ran}
 
 
 @dataclass
@@ -46,6 +70,10 @@ class Peer(Protocol):
         """Read the prompt and choose `tokens` tokens, whatever they are: none of them ends the answer."""
         ...
 
+    def counts(self) -> Counts:
+        """Of all answers so far. Never called while one is timed."""
+        ...
+
     def settle(self, timeout: float) -> bool:
         """Wait until what earlier answers set off in the background is done. False if it is not after `timeout`."""
         ...
@@ -55,6 +83,27 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def counted_answer(peer: Peer, ids: Sequence[int], tokens: int) -> Answer:
+    """An answer that knows how much of it was replayed."""
+    before = peer.counts()
+    answer = peer.answer(ids, tokens)
+    return dataclasses.replace(answer, **peer.counts().since(before))
+
+
+def series(peer: Peer, ids: Sequence[int], tokens: int, repeat: int, warm_up: int) -> Series:
+    """`repeat` answers after `warm_up` that do not count."""
+    for _ in range(warm_up):
+        peer.answer(ids, tokens)
+    before = peer.counts()
+    answers = [peer.answer(ids, tokens) for _ in range(repeat)]
+    return Series(
+        tuple(answer.first for answer in answers),
+        tuple(seconds for answer in answers for seconds in answer.further),
+        tuple(dict.fromkeys(answer.tokens for answer in answers)),
+        **peer.counts().since(before),
+    )
 
 
 def timed_answer(first: Callable[[], int], further: Callable[[int], int], tokens: int) -> Answer:

@@ -1,18 +1,27 @@
-"""How is a plan measured: by plain launches, or by graphs?"""
+"""How is a plan measured: by plain launches, by graphs, with the host between them, or built just in time?"""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hjgc.tools.peers.peer import Answer, Startup, timed_answer
+from hjgc.plan_format.errors import RunError
+from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
+
+JUST_IN_TIME: Mapping[str, Any] = {"rebuild": True, "trust": "templates"}
+"""Arguments of `start_session` that let it build variants that the plan has not; the first that it knows is used."""
+
+OPTIONAL = ("memory", "launch_ahead", "jit", "builds")
+"""Parts of a session's report that not every session has."""
 
 
 class PlanPeer:
-    """A session of our own runtime. `mode` is plain (nothing is captured) or graph. Implements `peer.Peer`."""
+    """A session of our own runtime. `mode`: `plain` (nothing is captured), `graph`, `hybrid` (a logits processor of the
+    caller's that changes nothing stands between the graphs), `jit` (kernels are built while requests are served).
+    Implements `peer.Peer`."""
 
     def __init__(self, *, plan: str, weights: str | None, device: str | None, mode: str) -> None:
         self.startup = Startup()
@@ -20,47 +29,103 @@ class PlanPeer:
             from hjgc._version import __version__
             from hjgc.runtime.opening import open_plan, start_session
             from hjgc.runtime.session import GRAPH_BYTES
+        built_later = just_in_time(start_session) if mode == "jit" else {}
         with self.startup.part("plan"):
             opened = open_plan(plan, weights)
-        if "cpu" in opened.file.plan.targets and device in (None, "cpu"):
-            with self.startup.part("import"):  # torch, which would be counted as loading weights otherwise
-                importlib.import_module("hjgc.runtime.backends.cpu")
+        self._plan = opened.file.plan
+        self._memory = self._open_device(self._plan.targets, device)
         with self.startup.part("weights"):
-            capture = mode == "graph"
-            self._session = start_session(opened, device=device, graph_bytes=GRAPH_BYTES, capture=capture)
-        self._capture = capture
+            self._capture = mode != "plain"
+            self._session = start_session(
+                opened, device=device, graph_bytes=GRAPH_BYTES, capture=self._capture, **built_later
+            )
+        self._process = _unchanged if mode == "hybrid" else None
         self.versions = {"hjgc": __version__} | _torch_version()
 
+    def _open_device(self, targets: Sequence[str], device: str | None) -> Any:
+        """Import what serves, which would be counted as loading weights otherwise, and on a GPU make the context.
+        Returns what knows how much of the GPU's memory is taken from now on."""
+        if "cpu" in targets and device in (None, "cpu"):
+            with self.startup.part("import"):
+                importlib.import_module("hjgc.runtime.backends.cpu")
+            return None
+        with self.startup.part("import"):
+            importlib.import_module("hjgc.runtime.backends.cuda")
+            from hjgc.tools.peers.device_memory import DeviceMemory
+        with self.startup.part("device"):
+            return DeviceMemory()
+
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
-        before = self._totals()
-        with self._session.request() as request:
-            answer = timed_answer(lambda: request.prefill(ids, {}), lambda _: request.decode(), tokens)
-        after = self._totals()
-        replayed, plain, dynamic = (after[name] - before[name] for name in ("hits", "plain_runs", "dynamic_runs"))
-        return dataclasses.replace(answer, replayed=replayed, ran=replayed + plain + dynamic)
+        with self._session.request(process=self._process) as request:
+            first = ending(request.prefill, lambda: tokens == 1)
+            return timed_answer(lambda: first(ids, {}), _further(request.decode, tokens), tokens)
+
+    def counts(self) -> Counts:
+        totals = self._session.report()["totals"]
+        outside = totals["outside_buckets"]  # static segments that ran plainly because no bucket holds their length
+        return Counts(totals["hits"], totals["hits"] + totals["plain_runs"] + outside + totals["dynamic_runs"])
 
     def settle(self, timeout: float) -> bool:
         return not self._capture or self._session.wait_captured(timeout)
 
     def details(self) -> dict[str, Any]:
-        """The segments that ran, with the states of their graphs."""
+        """The segments that ran, with the states of their graphs, the worker, and the memory of the device."""
         report = self._session.report()
         static = [entry for entry in report["segments"] if entry["kind"] == "static" and entry["state"] != "COLD"]
         kept = ("phase", "schedule", "key", "launches", "state", "hits", "plain_runs", "bytes", "why")
-        return {
+        shown = {
             "target": report["target"],
             "segments": [{name: entry[name] for name in kept} for entry in static],
             "graph_bytes": report["totals"]["bytes"],
+            "worker": report["worker"],
         }
+        return shown | {name: report[name] for name in OPTIONAL if name in report} | self._taken()
+
+    def _taken(self) -> dict[str, Any]:
+        if self._memory is None:
+            return {}
+        caches = sum(state.bytes for state in self._plan.states if state.kind in ("full_cache", "ring_cache"))
+        taken, needed = self._memory.taken(), self._plan.ledger.weights + caches
+        return {"device_memory": {"taken": taken, "weights_and_cache": needed, "beyond": taken - needed}}
 
     def close(self) -> None:
         self._session.close()
+        if self._memory is not None:
+            self._memory.close()
 
-    def _totals(self) -> dict[str, int]:
-        """Outside the time measured."""
-        totals = self._session.report()["totals"]
-        outside = totals["outside_buckets"]  # static segments that ran plainly because no bucket holds their length
-        return totals | {"plain_runs": totals["plain_runs"] + outside}
+
+def just_in_time(start: Callable[..., Any]) -> dict[str, Any]:
+    """The argument that lets `start` build variants. Raises RunError if it has none."""
+    known = inspect.signature(start).parameters
+    for name, value in JUST_IN_TIME.items():
+        if name in known:
+            return {name: value}
+    raise RunError("mode jit is not available: this hjgc builds no kernels while it serves; leave jit out of --mode")
+
+
+def ending(step: Callable[..., int], is_last: Callable[[], bool]) -> Callable[..., int]:
+    """`step`, told not to launch ahead for a token that nobody will ask for, if it can be told."""
+    if "last" not in inspect.signature(step).parameters:
+        return step
+    return lambda *arguments: step(*arguments, last=is_last())
+
+
+def _further(decode: Callable[..., int], tokens: int) -> Callable[[int], int]:
+    left = tokens - 1
+    step = ending(decode, lambda: left == 0)
+
+    def further(token: int) -> int:
+        del token  # the plan's own memory has it
+        nonlocal left
+        left -= 1
+        return step()
+
+    return further
+
+
+def _unchanged(history: Any, logits: Any) -> None:
+    """A logits processor that looks and says: as they are."""
+    del history, logits
 
 
 def _torch_version() -> dict[str, str]:

@@ -6,13 +6,14 @@ The first line is the peer's specification, each further one a verb. The end of 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from hjgc.tools.peers.peer import Peer
+from hjgc.tools.peers.peer import Peer, counted_answer, series
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             request = json.loads(line)
             if peer is None:
                 peer = make_peer(request)
+                _keep_what_is_loaded()
                 reply: dict[str, Any] = {"startup": peer.startup.seconds, "versions": peer.versions}
             else:
                 reply = VERBS[request.pop("verb")](peer, **request)
@@ -47,6 +49,12 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             peer.close()
 
 
+def _keep_what_is_loaded() -> None:
+    """A collection during an answer need not look at the libraries and the model again."""
+    gc.collect()
+    gc.freeze()
+
+
 def make_peer(spec: Mapping[str, Any]) -> Peer:
     """`spec` names the kind; the rest are its arguments. Each brings its own libraries, hence the late imports."""
     arguments = {name: value for name, value in spec.items() if name != "kind"}
@@ -59,16 +67,30 @@ def make_peer(spec: Mapping[str, Any]) -> Peer:
             from hjgc.tools.peers.eager import EagerPeer
 
             return EagerPeer(**arguments)
+        case "static":
+            from hjgc.tools.peers.static import StaticPeer
+
+            return StaticPeer(**arguments)
         case "ort":
             from hjgc.tools.peers.ort import OrtPeer
 
             return OrtPeer(**arguments)
         case kind:
-            raise ValueError(f"expected a peer of kind plan, eager or ort, found {kind!r}")
+            raise ValueError(f"expected a peer of kind plan, eager, static or ort, found {kind!r}")
 
 
 def _answer(peer: Peer, *, ids: list[int], tokens: int) -> dict[str, Any]:
-    return dataclasses.asdict(peer.answer(ids, tokens))
+    return dataclasses.asdict(counted_answer(peer, ids, tokens))
+
+
+def _series(peer: Peer, *, ids: list[int], tokens: int, repeat: int, warm_up: int) -> dict[str, Any]:
+    return dataclasses.asdict(series(peer, ids, tokens, repeat, warm_up))
+
+
+def _watch(peer: Peer, *, watching: dict[str, Any]) -> dict[str, Any]:
+    from hjgc.tools.peers.capturing import Watching, watch
+
+    return watch(peer, Watching(**watching))
 
 
 def _settle(peer: Peer, *, timeout: float) -> dict[str, Any]:
@@ -79,7 +101,13 @@ def _details(peer: Peer) -> dict[str, Any]:
     return peer.details()
 
 
-VERBS: dict[str, Callable[..., dict[str, Any]]] = {"answer": _answer, "settle": _settle, "details": _details}
+VERBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "answer": _answer,
+    "series": _series,
+    "watch": _watch,
+    "settle": _settle,
+    "details": _details,
+}
 
 
 def _send(answers: IO[str], reply: dict[str, Any]) -> None:
