@@ -135,6 +135,18 @@ class Driver:
     def send(self, address: int, memory: Bytes, stream: Handle) -> None:
         self._call("cuMemcpyHtoDAsync", address, memory.ctypes.data, memory.nbytes, stream)
 
+    def send_rows(self, address: int, pitch: int, memory: Bytes, rows: int, stream: Handle) -> None:
+        """The memory as so many rows of equal size, to where they lie `pitch` bytes apart."""
+        copy, kind = self._cuda.CUDA_MEMCPY2D(), self._cuda.CUmemorytype
+        copy.srcMemoryType, copy.srcHost, copy.srcPitch = (
+            kind.CU_MEMORYTYPE_HOST,
+            memory.ctypes.data,
+            memory.nbytes // rows,
+        )
+        copy.dstMemoryType, copy.dstDevice, copy.dstPitch = kind.CU_MEMORYTYPE_DEVICE, address, pitch
+        copy.WidthInBytes, copy.Height = memory.nbytes // rows, rows
+        self._call("cuMemcpy2DAsync", copy, stream)
+
     def fetch(self, memory: Bytes, address: int, stream: Handle) -> None:
         self._call("cuMemcpyDtoHAsync", memory.ctypes.data, address, memory.nbytes, stream)
 

@@ -2,7 +2,7 @@
 
 In pieces: reader threads fill page-locked slots, from the page cache or the disk, and each slot's copy to the device
 runs in a stream of its own while the next is filled. What has to be transposed or converted is on the way, within the
-piece, so that the host never holds more than the slots and one piece a thread.
+piece, so that the host never holds more than the slots and two pieces a thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.errors import PlanError
@@ -38,16 +39,24 @@ RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True)
+class Turned:
+    """`rows` x `columns` of a matrix to be transposed, which then lie as `columns` rows `pitch` bytes apart."""
+
+    rows: int
+    columns: int
+    pitch: int
+
+
+@dataclass(frozen=True)
 class Piece:
-    """The part of a source that fills `bytes` at `address`: `rows` x `columns` of the source's matrix if that is
-    transposed, else a stretch of it, as so many `rows` of one element."""
+    """`count` elements of a source, one after the other from byte `begin` of its file, to lie from `address` on."""
 
     weight: Weight
     source: Source
+    begin: int
+    count: int
     address: int
-    bytes: int
-    rows: slice
-    columns: slice
+    turned: Turned | None = None
 
 
 def load_weights(driver: Driver, plan: Plan, path: Path, root: Path, memory: DeviceMemory) -> None:
@@ -101,13 +110,17 @@ class _Loading:
         """What one reader does, with slots of its own, until nothing is left."""
         try:
             self._driver.make_current()
-            scratch = np.empty(SLOT_BYTES, np.uint8)  # costs nothing before it is touched
+            scratch = np.empty((2, SLOT_BYTES), np.uint8)  # costs nothing before it is touched
             while (piece := self._next()) is not None:
                 number = slots.next()
                 self._driver.wait_event(slots.events[number])
-                filled = slots.pieces[number][: piece.bytes]
+                filled = slots.pieces[number][: piece.count * ITEM_BYTES[piece.weight.dtype]]
                 self._fill(filled, piece, scratch)
-                self._driver.send(piece.address, filled, self._stream)
+                if piece.turned is None:
+                    self._driver.send(piece.address, filled, self._stream)
+                else:
+                    turned = piece.turned
+                    self._driver.send_rows(piece.address, turned.pitch, filled, turned.columns, self._stream)
                 self._driver.record(slots.events[number], self._stream)
         except BaseException:
             self._failed = True
@@ -117,69 +130,83 @@ class _Loading:
         with self._lock:
             return None if self._failed else next(self._pieces, None)
 
-    def _fill(self, target: Bytes, piece: Piece, scratch: Bytes) -> None:
+    def _fill(self, target: Bytes, piece: Piece, scratch: NDArray[np.uint8]) -> None:
+        """Read, convert, transpose: what comes last writes the slot, what comes before a part of the scratch memory."""
         of, to = piece.source.dtype, piece.weight.dtype
-        data = target if of == to else scratch[: piece.bytes // ITEM_BYTES[to] * ITEM_BYTES[of]]
+        converted = target if piece.turned is None else scratch[1, : target.nbytes]
+        data = converted if of == to else scratch[0, : piece.count * ITEM_BYTES[of]]
+        path, file = self._files[piece.source.file]
         try:
-            if piece.source.transpose:
-                self._transpose(data, piece)
-            else:
-                self._copy(data, piece)
-        except (OSError, ValueError) as error:
-            path, _ = self._files[piece.source.file]
+            read_into(data, file, piece.begin)
+        except OSError as error:
             raise PlanError(path, f"cannot be read: {error}", field=piece.weight.name) from None
-        if data is not target:
-            convert(data, of, target, to)
+        if data is not converted:
+            convert(data, of, converted, to)
+        if piece.turned is not None:
+            _transpose(converted, target, ITEM_BYTES[to], piece.turned.rows, piece.turned.columns)
 
-    def _copy(self, target: Bytes, piece: Piece) -> None:
-        offset = piece.source.offset + piece.rows.start * ITEM_BYTES[piece.source.dtype]
-        _, file = self._files[piece.source.file]
-        done = 0
-        while done < target.nbytes:
-            count = os.preadv(file, [target[done:].data], offset + done)
-            if not count:
-                raise OSError(f"expected {offset + target.nbytes} bytes or more, found its end after {offset + done}")
-            done += count
 
-    def _transpose(self, target: Bytes, piece: Piece) -> None:
-        """Block by block, so that what is read and what is written both stay in the core's caches meanwhile."""
-        path, _ = self._files[piece.source.file]
-        kind = RAW[ITEM_BYTES[piece.source.dtype]]
-        values = np.memmap(path, kind, "r", piece.source.offset, piece.source.shape)[piece.rows, piece.columns]
-        height, width = values.shape
-        turned = target.view(kind).reshape(width, height)
-        for row in range(0, height, BLOCK_ROWS):
-            rows = slice(row, row + BLOCK_ROWS)
-            for column in range(0, width, BLOCK_COLUMNS):
-                columns = slice(column, column + BLOCK_COLUMNS)
-                turned[columns, rows] = values[rows, columns].T
+def read_into(target: Bytes, file: int, offset: int) -> None:
+    """Fill the target from the file. Raises OSError, also for a file that ends early."""
+    done = 0
+    while done < target.nbytes:
+        count = os.preadv(file, [target[done:].data], offset + done)
+        if not count:
+            raise OSError(f"expected {offset + target.nbytes} bytes or more, found its end after {offset + done}")
+        done += count
+
+
+def _transpose(source: Bytes, target: Bytes, size: int, rows: int, columns: int) -> None:
+    """Block by block, so that what is read and what is written both stay in the core's caches meanwhile."""
+    given = source.view(RAW[size]).reshape(rows, columns)
+    turned = target.view(RAW[size]).reshape(columns, rows)
+    for row in range(0, rows, BLOCK_ROWS):
+        across = slice(row, row + BLOCK_ROWS)
+        for column in range(0, columns, BLOCK_COLUMNS):
+            down = slice(column, column + BLOCK_COLUMNS)
+            turned[down, across] = given[across, down].T
 
 
 def cut_weights(plan: Plan, memory: DeviceMemory) -> Iterator[Piece]:
-    """Every weight in pieces that fit into a slot, in the order of the plan, and of the bytes in the packed weight."""
+    """Every weight in pieces that fit into a slot, in the order of the plan and of the files."""
     for index, weight in enumerate(plan.weights):
         address = memory.address("weight", index)
         for source in weight.sources:
-            size = ITEM_BYTES[weight.dtype]
-            most = SLOT_BYTES // max(size, ITEM_BYTES[source.dtype])
-            for rows, columns in _transposed(source, most) if source.transpose else _stretches(source, most):
-                count = (rows.stop - rows.start) * (columns.stop - columns.start) * size
-                yield Piece(weight, source, address, count, rows, columns)
-                address += count
+            cut = _cut_transposed if source.transpose else _cut
+            yield from cut(weight, source, address)
+            low, high = _row_range(source)
+            address += (high - low) * math.prod(source.shape[1:]) * ITEM_BYTES[weight.dtype]
 
 
-def _stretches(source: Source, most: int) -> Iterator[tuple[slice, slice]]:
+def _cut(weight: Weight, source: Source, address: int) -> Iterator[Piece]:
+    most, size = _most(weight, source), ITEM_BYTES[source.dtype]
     row = math.prod(source.shape[1:])
-    low, high, _ = slice(source.slice_start, source.slice_stop).indices(source.shape[0])
-    for begin in range(low * row, high * row, most):
-        yield slice(begin, min(begin + most, high * row)), slice(0, 1)
+    first, last = (bound * row for bound in _row_range(source))
+    for begin in range(first, last, most):
+        place = address + (begin - first) * ITEM_BYTES[weight.dtype]
+        yield Piece(weight, source, source.offset + begin * size, min(most, last - begin), place)
 
 
-def _transposed(source: Source, most: int) -> Iterator[tuple[slice, slice]]:
-    """As many columns at once as fit, with all their rows; parts of one where not even one does."""
+def _cut_transposed(weight: Weight, source: Source, address: int) -> Iterator[Piece]:
+    """As many whole rows of the file as fit; parts of one where not even one does."""
+    most, size = _most(weight, source), ITEM_BYTES[weight.dtype]
+    (low, high), width = _row_range(source), source.shape[1]
+    tall, wide = max(1, most // max(1, width)), min(width, most)
+    for row in range(low, high, tall):
+        rows = min(tall, high - row)
+        for column in range(0, width, max(1, wide)):
+            columns = min(wide, width - column)
+            begin = source.offset + (row * width + column) * ITEM_BYTES[source.dtype]
+            place = address + (column * (high - low) + row - low) * size
+            turned = Turned(rows, columns, (high - low) * size)
+            yield Piece(weight, source, begin, rows * columns, place, turned)
+
+
+def _most(weight: Weight, source: Source) -> int:
+    """Elements that fit into a slot, before and after they are converted."""
+    return SLOT_BYTES // max(ITEM_BYTES[weight.dtype], ITEM_BYTES[source.dtype])
+
+
+def _row_range(source: Source) -> tuple[int, int]:
     low, high, _ = slice(source.slice_start, source.slice_stop).indices(source.shape[0])
-    width = source.shape[1]
-    tall, wide = min(high - low, most), max(1, most // max(1, high - low))
-    for column in range(0, width, wide):
-        for row in range(low, high, max(1, tall)):
-            yield slice(row, min(row + tall, high)), slice(column, min(column + wide, width))
+    return low, high

@@ -111,6 +111,19 @@ class FakeDriver:
         target = self._at(address, memory.nbytes)
         self._postpone(lambda: np.copyto(target, memory))
 
+    def send_rows(self, address: int, pitch: int, memory: np.ndarray, rows: int, stream: str) -> None:
+        self._do("send_rows")
+        assert self._is_locked(memory)
+        parts = memory.reshape(rows, -1)
+        assert parts.shape[1] <= pitch
+        targets = [self._at(address + i * pitch, parts.shape[1]) for i in range(rows)]
+
+        def copy() -> None:
+            for target, part in zip(targets, parts, strict=True):
+                target[:] = part
+
+        self._postpone(copy)
+
     def fetch(self, memory: np.ndarray, address: int, stream: str) -> None:
         self._do("fetch")
         assert self._is_locked(memory)
