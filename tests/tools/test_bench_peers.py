@@ -87,7 +87,7 @@ def test_a_session_that_builds_nothing_has_no_mode_jit():
 
 
 class FakeGpu:
-    """A driver and its bindings in one, with less free memory at every look."""
+    """A driver that finds less free memory at every look."""
 
     def __init__(self) -> None:
         self.free = 1000
@@ -96,9 +96,9 @@ class FakeGpu:
     def make_current(self) -> None:
         pass
 
-    def cuMemGetInfo(self) -> tuple[int, int, int]:
+    def free_bytes(self) -> tuple[int, int]:
         self.free -= 100
-        return 0, self.free, 2000
+        return self.free, 2000
 
     def close(self) -> None:
         self.closed = True
@@ -107,7 +107,6 @@ class FakeGpu:
 def test_memory_is_counted_from_the_context_on(monkeypatch: pytest.MonkeyPatch):
     gpu = FakeGpu()
     monkeypatch.setattr(device_memory, "Driver", lambda: gpu)
-    monkeypatch.setattr(device_memory, "load_bindings", lambda: gpu)
     memory = DeviceMemory()
     assert memory.taken() == 100 and memory.taken() == 200
     memory.close()

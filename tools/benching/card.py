@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hjgc.plan_format.errors import RunError
-from hjgc.runtime.backends.cuda_driver import Driver, LaunchShape, load_bindings
+from hjgc.runtime.backends.cuda_driver import Bytes, Driver, LaunchShape, load_bindings
 from hjgc.tools.benching import read_kernel
 
 PATTERN = 64 << 20
@@ -26,16 +26,9 @@ class Card:
         self._reader = self._driver.function(self._module, read_kernel.ENTRY, 0)
         self.sink = self._driver.allocate(4)
 
-    def _call(self, name: str, *arguments: Any) -> list[Any]:
-        status, *results = getattr(self._cuda, name)(*arguments)
-        if int(status) != 0:
-            raise RunError(f"{name}: {getattr(status, 'name', status)}")
-        return results
-
     def memory(self) -> tuple[int, int]:
         """Bytes free, and bytes in all."""
-        free, total = self._call("cuMemGetInfo")
-        return int(free), int(total)
+        return self._driver.free_bytes()
 
     def allocate(self, size: int) -> int:
         return self._driver.allocate(size)
@@ -55,10 +48,12 @@ class Card:
         self.wait()
 
     def copy(self, to: int, source: int, size: int) -> None:
-        self._call("cuMemcpyDtoDAsync", to, source, size, self._stream)
+        (status,) = self._cuda.cuMemcpyDtoDAsync(to, source, size, self._stream)
+        if int(status) != 0:
+            raise RunError(f"cuMemcpyDtoDAsync: {getattr(status, 'name', status)}")
 
-    def upload(self, to: int, source: int, size: int) -> None:
-        self._call("cuMemcpyHtoDAsync", to, source, size, self._stream)
+    def upload(self, to: int, source: Bytes) -> None:
+        self._driver.send(to, source, self._stream)
 
     def reader(self, source: int, size: int) -> Any:
         """What `read` launches: the whole of `size` bytes, a multiple of read_kernel.BLOCK_BYTES."""
@@ -71,12 +66,12 @@ class Card:
         config, array, _ = reader
         self._driver.launch(config, self._reader, ctypes.addressof(array))
 
-    def pinned(self, size: int) -> int:
+    def pinned(self, size: int) -> Bytes:
         """Page-locked host memory."""
-        return int(self._call("cuMemAllocHost", size)[0])
+        return self._driver.allocate_host(size)
 
-    def free_pinned(self, address: int) -> None:
-        self._call("cuMemFreeHost", address)
+    def free_pinned(self, memory: Bytes) -> None:
+        self._driver.free_host(memory)
 
     def wait(self) -> None:
         self._driver.wait(self._stream)

@@ -23,7 +23,7 @@ from hjgc.tools.peers.client import environment
 
 GIB = 1 << 30
 READ_BYTES, LINK_BYTES = 4 * GIB, GIB // 2
-ROUNDS, CALLS = 8, 6
+ROUNDS, CALLS = 20, 6
 MATRIX = 8192
 NO_MATRIX = "no matrix rate: {}; the floors of prompts count reading only"
 
@@ -63,7 +63,7 @@ def measure(card: Any, matrix: Callable[[], tuple[float | None, str | None]]) ->
 def _link(card: Any, target: int, size: int) -> float:
     pinned = card.pinned(size)
     try:
-        return size / best(lambda: card.upload(target, pinned, size), card.wait)
+        return size / best(lambda: card.upload(target, pinned), card.wait)
     finally:
         card.free_pinned(pinned)
 

@@ -106,7 +106,7 @@ def command(
         cold=cold,
         capturing=capturing,
     )
-    specs = systems.plan_specs(plan, mode, weights, device)
+    specs = systems.plan_specs(plan, mode, weights, device if on_gpu else "cpu")
     with console.stages() as tell:
         if on_gpu:
             from hjgc.tools.benching.device import bench_device

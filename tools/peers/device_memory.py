@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from hjgc.runtime.backends.cuda_driver import Driver, load_bindings
+from hjgc.runtime.backends.cuda_driver import Driver
 
 
 class DeviceMemory:
@@ -12,8 +10,7 @@ class DeviceMemory:
     none run. Raises RunError without a device."""
 
     def __init__(self) -> None:
-        self._driver: Any = Driver()
-        self._cuda: Any = load_bindings()
+        self._driver = Driver()
         self._free = self._free_bytes()
 
     def taken(self) -> int:
@@ -21,8 +18,7 @@ class DeviceMemory:
 
     def _free_bytes(self) -> int:
         self._driver.make_current()
-        _, free, _ = self._cuda.cuMemGetInfo()
-        return int(free)
+        return self._driver.free_bytes()[0]
 
     def close(self) -> None:
         self._driver.close()

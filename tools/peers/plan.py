@@ -45,9 +45,10 @@ class PlanPeer:
     def _open_device(self, targets: Sequence[str], device: str | None) -> Any:
         """Import what serves, which would be counted as loading weights otherwise, and on a GPU make the context.
         Returns what knows how much of the GPU's memory is taken from now on."""
-        if "cpu" in targets and device in (None, "cpu"):
-            with self.startup.part("import"):
-                importlib.import_module("hjgc.runtime.backends.cpu")
+        if device == "cpu" or (device is None and "cpu" in targets):
+            if "cpu" in targets:
+                with self.startup.part("import"):
+                    importlib.import_module("hjgc.runtime.backends.cpu")
             return None
         with self.startup.part("import"):
             importlib.import_module("hjgc.runtime.backends.cuda")
