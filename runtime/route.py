@@ -109,6 +109,7 @@ class Router:
 
     def begin(self) -> Step:
         """A step: what is run with it is launched behind all steps before it."""
+        self._worker.launching(True)
         step = Step([])
         with self._flying:
             self._in_flight.append(step)
@@ -117,6 +118,7 @@ class Router:
     def send(self, step: Step) -> None:
         """All of the step is launched: have its token sent to the host."""
         step.ticket = self._backend.send_token()
+        self._worker.launching(False)
 
     def read(self, step: Step) -> int:
         """The token of a step, once it is there."""
@@ -151,6 +153,7 @@ class Router:
         """Wait for what was launched and will not be read back, before its graphs count as free."""
         with suppress(Exception):  # the step has failed already, with the error that matters
             self._backend.snapshot([MemoryRef("parameters", 0)], 0, 1)
+        self._worker.launching(False)
         self._put_back(None)
 
     def run(

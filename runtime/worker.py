@@ -28,9 +28,9 @@ SWITCH_INTERVAL = 1e-4
 """Seconds. Python's default of 5 ms would let the worker keep the interpreter for longer than a whole decode step."""
 
 BUILD_SPACING = 0.02
-"""Seconds from the end of a build to the begin of the next while a request has the device or waits for it. Explicit
-builds this far apart (0.3 ms each for a decode step) could not be seen in the latency of a request that replays
-(docs)."""
+"""Seconds from the end of a build to the begin of the next while a request has the device or waits for it; and the
+longest that a build whose time has come waits for the serving thread to have launched its step. Explicit builds this
+far apart (0.3 ms each for a decode step) could not be seen in the latency of a request that replays (docs)."""
 
 UNTIL_NEWS = math.inf
 
@@ -52,6 +52,8 @@ class CaptureWorker:
         self.builds_beside_requests = 0
         self.build_seconds = self.longest_build = self.pacing_seconds = self.check_seconds = 0.0
         self._built_last = -math.inf
+        self._held_since: float | None = None
+        self._launching = False
         self._backend, self._gate, self._turns = backend, gate, turns
         self._news = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
@@ -103,6 +105,13 @@ class CaptureWorker:
             for runner in runners:
                 runner.uses -= 1
             if self._starved and runners:
+                self._tell()
+
+    def launching(self, yes: bool) -> None:
+        """The serving thread begins to launch a step, or has done so and has only to wait now: a good time to build."""
+        self._launching = yes
+        if self._held_since is not None and not yes:
+            with self.lock:
                 self._tell()
 
     def step_abandoned(self) -> None:
@@ -187,13 +196,17 @@ class CaptureWorker:
 
     def _until_next_build(self) -> float:
         """Seconds. Says first that it waits, then looks: so the last request cannot leave unnoticed in between."""
-        since = time.perf_counter() - self._built_last
-        if since >= BUILD_SPACING:
-            return 0
+        now = time.perf_counter()
         self._pacing = True
         if self._turns.serving:
-            return BUILD_SPACING - since
+            pause = self._built_last + BUILD_SPACING - now
+            if pause <= 0 and self._launching:
+                self._held_since = self._held_since or now
+                pause = self._held_since + BUILD_SPACING - now
+            if pause > 0:
+                return pause
         self._pacing = False
+        self._held_since = None
         return 0
 
     def _build(self, runner: SegmentRunner) -> bool:

@@ -477,3 +477,29 @@ def test_a_closing_session_does_not_wait_for_the_next_builds_time(monkeypatch: p
             assert pacing.wait(PATIENCE)
             session.close()
     assert session.report()["worker"]["state"] == "closed"
+
+
+def test_a_build_waits_until_the_step_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "BUILD_SPACING", 3600.0)
+    with serving() as (session, device):
+        pacing = when_pacing(session)
+        built = threading.Event()
+
+        def before_launch(name: str) -> None:
+            if name == "embed":
+                assert pacing.wait(PATIENCE)
+                assert not device.build_started.is_set()
+
+        def before_read() -> None:
+            # All is launched, and the token is waited for.
+            assert device.build_started.wait(PATIENCE)
+            built.set()
+
+        with session.request() as request:
+            session._worker.launching(True)  # as of a step that was begun before the graph was asked for
+            session._worker.ran_plainly(runner_of(session, "prefill", 2), 0)
+            device.before_launch, device.before_read = before_launch, before_read
+            request.prefill([1, 2, 3], {})
+        assert built.is_set()
+        device.before_launch, device.before_read = lambda name: None, lambda: None
+        captured(session)
