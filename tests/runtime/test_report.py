@@ -65,3 +65,14 @@ def test_a_reader_who_changes_a_report_changes_nothing_else() -> None:
         session.report()["segments"].clear()
         entry(session)["history"].clear()
         assert entry(session)["history"]
+
+
+def test_the_report_says_what_memory_is_held_and_the_metrics_too() -> None:
+    with serving() as (session, device):
+        answer(session, tokens=3)
+        captured(session)
+        memory = session.report()["memory"]
+        assert memory == device.memory()
+        assert memory["graphs"] == PREFILL_GRAPH + DECODE_GRAPH
+        assert session.metrics()["memory.graphs"] == memory["graphs"]
+        assert session.metrics()["launch_ahead.steps"] == session.report()["launch_ahead"]["steps"] == 1
