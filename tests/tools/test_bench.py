@@ -15,7 +15,7 @@ import pytest
 from hjgc.compiler import compile_model
 from hjgc.plan_format.errors import HjgcError
 from hjgc.tools import benchmarking
-from hjgc.tools.benching import plot, text
+from hjgc.tools.benching import plot, systems, text
 from hjgc.tools.peers import process
 from hjgc.tools.peers.client import PeerProcess
 from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
@@ -222,12 +222,7 @@ def test_a_peer_that_dies_is_an_error_and_not_a_wait(model: Path):
         (("--mode", ","), "expected at least one of plain, jit, graph, hybrid, found none"),
         (("--contexts", "16"), "--contexts: expected a plan measured on a GPU, found one measured on the CPU"),
         (("--cold", "1"), "--cold: expected a plan measured on a GPU"),
-        (
-            ("--device", "cuda", "--lengths", "3", "--decode", "4", "--contexts", "63"),
-            "--contexts: expected prompt and answer within",
-        ),
-        (("--device", "cuda", "--lengths", "3", "--decode", "0", "--contexts", "9"), "found --decode 0"),
-        (("--device", "cuda", "--peers", "ort"), "expected peers that run on the GPU, found ort"),
+        (("--device", "cuda"), "expected a plan for a GPU, found one for cpu; compile it again with --target sm_90"),
         (("--plot", "nowhere/out.png"), "expected a folder to write into"),
         (("--onnx", "nowhere.onnx"), "nowhere.onnx: --onnx: expected the model of a peer, found nothing there"),
         (("--lengths", "60", "--decode", "5"), "within the plan's context of 64 tokens, found 60 + 5"),
@@ -240,6 +235,22 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
 ):
     ran = hjgc("bench", compiled, *arguments)
     assert ran.code == 2 and words in ran.error and "start" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--decode", "4", "--contexts", "63"), "--contexts: expected prompt and answer within the plan's context"),
+        (("--decode", "0", "--contexts", "9"), "--contexts: expected tokens to decode there, found --decode 0"),
+        (("--peers", "ort"), "expected peers that run on the GPU, found ort"),
+    ],
+)
+def test_so_is_what_cannot_be_measured_on_a_gpu(
+    hjgc: CommandLine, compiled: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+):
+    monkeypatch.setattr(systems, "on_a_device", lambda plan, device: True)
+    ran = hjgc("bench", compiled, "--lengths", "3", *arguments)
+    assert ran.code == 2 and words in ran.error and "limits" not in ran.err
 
 
 def test_a_picture_needs_its_library(hjgc: CommandLine, compiled: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hjgc.compiler import compile_model
@@ -141,5 +142,24 @@ def test_a_machine_without_a_gpu_is_told_in_one_line(hjgc: CommandLine, plan: Pa
         raise HjgcError("the device's limits cannot be measured: no NVIDIA driver found")
 
     monkeypatch.setattr(limits, "measured", no_driver)
+    monkeypatch.setattr(systems, "on_a_device", lambda plan, device: True)
     ran = hjgc("bench", plan, "--device", "cuda", "--decode", "8")
     assert ran.code == 2 and ran.error.endswith("cannot be measured: no NVIDIA driver found")
+
+
+@pytest.mark.parametrize(
+    ("targets", "device", "on_a_gpu"),
+    [
+        (("cpu",), None, False),
+        (("sm_90",), None, True),
+        (("cpu", "sm_90"), None, False),
+        (("cpu", "sm_90"), "cuda", True),
+        (("cpu", "sm_90"), "sm_90", True),
+        (("cpu", "sm_90"), "cpu", False),
+    ],
+)
+def test_a_plan_is_measured_on_a_gpu_if_somebody_says_so_or_it_is_for_nothing_else(
+    targets: tuple[str, ...], device: str | None, on_a_gpu: bool
+):
+    plan = msgspec.structs.replace(small_plan(), targets=targets)
+    assert systems.on_a_device(plan, device) is on_a_gpu

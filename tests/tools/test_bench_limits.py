@@ -24,6 +24,7 @@ class FakeCard:
 
     def __init__(self, free: int = 100 * read_kernel.BLOCK_BYTES) -> None:
         self.free_bytes, self.held = free, 0
+        self.no_reader: str | None = None
         self.log: list[str] = []
 
     def _note(self, what: str) -> None:
@@ -79,6 +80,13 @@ def test_a_limit_that_cannot_be_measured_is_said_to_be_missing():
     found = measure(FakeCard(), lambda: (None, "torch is not installed"))
     assert found.matrix is None
     assert found.notes == ("no matrix rate: torch is not installed; the floors of prompts count reading only",)
+
+
+def test_without_a_kernel_that_reads_the_copy_sets_the_floor():
+    device = FakeCard()
+    device.no_reader = "cuModuleLoadData: CUDA_ERROR_JIT_COMPILER_NOT_FOUND"
+    found = measure(device, lambda: (1.0, None))
+    assert found.read == found.copy and "JIT_COMPILER_NOT_FOUND; the floors take the copy's rate" in found.notes[0]
 
 
 def test_a_full_device_is_an_error():
@@ -157,6 +165,17 @@ def test_a_card_launches_copies_and_gives_back(monkeypatch: pytest.MonkeyPatch):
         "make_stream", "load_module", "function", "allocate", "free_bytes", "write", "cuMemcpyDtoDAsync", "wait",
         "configure", "launch", "free", "unload_module", "drop_stream", "close",
     ]  # fmt: skip
+
+
+def test_a_driver_that_compiles_nothing_still_copies(monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: FakeDriver, code: bytes) -> None:
+        raise RunError("no compiler")
+
+    monkeypatch.setattr(FakeDriver, "load_module", refuse, raising=False)
+    device = fake_card(monkeypatch, [])
+    device.copy(512, 256, 8)
+    device.close()
+    assert device.no_reader == "no compiler"
 
 
 def test_what_the_driver_refuses_names_the_call(monkeypatch: pytest.MonkeyPatch):

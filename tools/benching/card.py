@@ -15,15 +15,20 @@ PATTERN = 64 << 20
 
 
 class Card:
-    """One GPU, a stream of our own, memory full of random numbers. Raises RunError where there is none, and with the
-    driver's own word where it refuses."""
+    """One GPU and a stream of our own. `no_reader` says why there is no kernel that reads, if there is none. Raises
+    RunError where there is no GPU, and with the driver's own word where it refuses."""
 
     def __init__(self) -> None:
         self._cuda: Any = load_bindings()
         self._driver = Driver()
         self._stream = self._driver.make_stream()
-        self._module = self._driver.load_module(read_kernel.ptx().encode() + b"\0")
-        self._reader = self._driver.function(self._module, read_kernel.ENTRY, 0)
+        self._module: Any = None
+        self.no_reader: str | None = None
+        try:
+            self._module = self._driver.load_module(read_kernel.ptx().encode() + b"\0")
+            self._reader = self._driver.function(self._module, read_kernel.ENTRY, 0)
+        except RunError as error:  # the driver's compiler is a library of its own, which a container may lack
+            self.no_reader = str(error)
         self.sink = self._driver.allocate(4)
 
     def memory(self) -> tuple[int, int]:
@@ -78,6 +83,7 @@ class Card:
 
     def close(self) -> None:
         self._driver.free(self.sink)
-        self._driver.unload_module(self._module)
+        if self._module is not None:
+            self._driver.unload_module(self._module)
         self._driver.drop_stream(self._stream)
         self._driver.close()

@@ -49,9 +49,10 @@ def work(plan: Plan, phase_name: str, tokens: int) -> Work:
             rows += sum(_row_bytes(plan, index) for index in read) * tokens
         elif read:
             weights.update(read)
-            cost = launch_cost(plan, phase, launch, tokens=tokens, start=0)
             largest = max(read, key=lambda index: plan.weights[index].bytes)
-            flops[largest] = max(cost.flops, flops.get(largest, 0))  # two ways to use one weight: one of them runs
+            if len(plan.weights[largest].shape) > 1:
+                cost = launch_cost(plan, phase, launch, tokens=tokens, start=0)
+                flops[largest] = max(cost.flops, flops.get(largest, 0))  # two ways to use one weight: one of them runs
     return Work(rows + sum(plan.weights[index].bytes for index in weights), sum(flops.values()))
 
 

@@ -25,6 +25,7 @@ GIB = 1 << 30
 READ_BYTES, LINK_BYTES = 4 * GIB, GIB // 2
 ROUNDS, CALLS = 20, 6
 MATRIX = 8192
+NO_READER = "no kernel that reads: {}; the floors take the copy's rate, which is lower"
 NO_MATRIX = "no matrix rate: {}; the floors of prompts count reading only"
 
 
@@ -49,15 +50,21 @@ def measure(card: Any, matrix: Callable[[], tuple[float | None, str | None]]) ->
         raise RunError("expected free memory on the device to measure it with, found none; end what else uses it")
     source, target = card.allocate(size), card.allocate(size)
     card.fill(source, size)
-    reader = card.reader(source, size)
-    read = size / best(lambda: card.read(reader), card.wait)
+    notes: list[str] = []
+    read = 0.0
+    if card.no_reader is None:
+        reader = card.reader(source, size)
+        read = size / best(lambda: card.read(reader), card.wait)
+    else:
+        notes.append(NO_READER.format(card.no_reader))
     copy = 2 * size / best(lambda: card.copy(target, source, size), card.wait)
     link = _link(card, target, min(LINK_BYTES, size))
     card.free(source)
     card.free(target)
     rate, why = matrix()
-    notes = () if why is None else (NO_MATRIX.format(why),)
-    return Limits(max(read, copy), copy, link, rate, notes)
+    if why is not None:
+        notes.append(NO_MATRIX.format(why))
+    return Limits(max(read, copy), copy, link, rate, tuple(notes))
 
 
 def _link(card: Any, target: int, size: int) -> float:
@@ -72,12 +79,12 @@ def matrix_rate() -> tuple[float | None, str | None]:
     """bf16 operations per second of torch's product of two square matrices; or why there is none."""
     if find_spec("torch") is None:
         return None, "torch is not installed"
-    torch = importlib.import_module("torch")
-    if not torch.cuda.is_available():
-        return None, "the torch installed here has no CUDA"
     try:
+        torch = importlib.import_module("torch")
+        if not torch.cuda.is_available():
+            return None, "the torch installed here has no CUDA"
         return product_rate(torch, "cuda", MATRIX, torch.cuda.synchronize), None
-    except RuntimeError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         return None, " ".join(str(error).split())
 
 

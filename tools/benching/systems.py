@@ -36,8 +36,14 @@ class Contender:
 
 
 def on_a_device(plan: Plan, device: str | None) -> bool:
-    """Is the plan measured on a GPU? Where nobody says, only if it is for nothing else."""
-    return "cpu" not in plan.targets if device is None else device != "cpu"
+    """Is the plan measured on a GPU? Where nobody says, only if it is for nothing else. Raises InputError for a plan
+    that no GPU can serve."""
+    if device is None or device == "cpu":
+        return device is None and "cpu" not in plan.targets
+    if not any(target.startswith("sm_") for target in plan.targets):
+        problem = f"expected a plan for a GPU, found one for {', '.join(plan.targets)}"
+        raise InputError("--device", problem, next_step="compile it again with --target sm_90, or your GPU's")
+    return True
 
 
 def plan_specs(path: Path, modes: Sequence[str], weights: Path | None, device: str | None) -> dict[str, Spec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ class EagerPeer:
         transformers.utils.logging.disable_progress_bar()
         with self.startup.part("weights"):
             self._model: Any = self._load(transformers, folder, dtype)
+        names = inspect.signature(self._model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"  # transformers before 5.24
         self.versions = {"transformers": str(transformers.__version__), "torch": str(torch.__version__)}
 
     def _load(self, transformers: Any, folder: str, dtype: str) -> Any:
@@ -41,8 +44,8 @@ class EagerPeer:
 
     def _step(self, ids: Sequence[int]) -> int:
         rows = self._torch.tensor([ids])
-        out = self._model(rows, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache = out.past_key_values
+        out = self._model(rows, use_cache=True, logits_to_keep=1, **{self._cache_name: self._cache})
+        self._cache = getattr(out, self._cache_name)
         return int(out.logits[0, -1].argmax())
 
     def counts(self) -> Counts:
