@@ -139,6 +139,8 @@ class Chain:
     def __init__(self, kernels: Kernels, phase: Phase, numbers: Sequence[int], stream: Handle) -> None:
         self._kernels, self._phase, self._numbers, self._stream = kernels, phase, tuple(numbers), stream
         self._launches: list[tuple[Handle, Handle, int]] = []
+        self._bound: list[BoundCall] = []
+        """What the launches point into."""
         self._tokens = 0
 
     def run(self, tokens: int, stop: Callable[[], bool] | None) -> bool:
@@ -155,12 +157,12 @@ class Chain:
 
     def _fit(self, i: int, number: int, tokens: int) -> None:
         if i == 0 or self._tokens != tokens:
-            del self._launches[:]
-            self._tokens = tokens
+            self._launches, self._bound, self._tokens = [], [], tokens
         kernels, launch = self._kernels, self._phase.launches[number]
         bound = _bound(kernels, self._phase, launch, tokens)
         overlap = i > 0 and _may_overlap(kernels, self._phase, self._numbers[i - 1], number, tokens)
         config = kernels.driver.configure(bound.fit(tokens), overlap, self._stream)
+        self._bound.append(bound)
         self._launches.append((config, bound.function, bound.parameters))
 
 
@@ -172,7 +174,8 @@ class GraphBuilder:
         self._before: dict[int, list[tuple[int, str]]] = {}
         for edge in phase.edges:
             self._before.setdefault(edge.after, []).append((edge.before, edge.kind))
-        self._nodes: dict[int, Handle] = {}
+        self._nodes: dict[int, tuple[Handle, BoundCall]] = {}
+        """Each with what it points into."""
         self._tokens = 0
 
     def build(self, numbers: Sequence[int], tokens: int) -> Handle:
@@ -191,15 +194,15 @@ class GraphBuilder:
                 before = [edge for edge in self._before.get(number, ()) if edge[0] in added]
                 nodes = [added[earlier] for earlier, _ in before]
                 early = [kind == "pdl" and overlapping[earlier] and overlapping[number] for earlier, kind in before]
-                added[number] = driver.add_kernel(graph, self._nodes[number], nodes, early)
+                added[number] = driver.add_kernel(graph, self._nodes[number][0], nodes, early)
         except BaseException:
             driver.drop_graph(graph)
             raise
         return graph
 
-    def _node(self, launch: Launch, tokens: int) -> Handle:
+    def _node(self, launch: Launch, tokens: int) -> tuple[Handle, BoundCall]:
         bound = _bound(self._kernels, self._phase, launch, tokens)
-        return self._kernels.driver.make_node(bound.fit(tokens), bound.function, bound.parameters)
+        return self._kernels.driver.make_node(bound.fit(tokens), bound.function, bound.parameters), bound
 
 
 def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: int) -> BoundCall:

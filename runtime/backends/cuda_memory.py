@@ -6,7 +6,7 @@ multiple of 256, which kernels rely on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,17 +76,6 @@ class DeviceMemory:
 
     def read(self, address: int, size: int) -> Bytes:
         return self._driver.read(address, size, self._stream)
-
-    def write_fields(self, values: Mapping[str, int | float]) -> None:
-        """Fields that lie side by side travel in one copy; those not named keep what the device may have written."""
-        fields = sorted((self._fields[name] for name in values), key=lambda field: field.offset)
-        run: list[Bytes] = []
-        for i, field in enumerate(fields):
-            run.append(np.array([values[field.name]], field.dtype).view(np.uint8))
-            if i + 1 == len(fields) or fields[i + 1].offset != field.offset + 4:
-                start = field.offset + 4 - 4 * len(run)
-                self.write(self.address("parameters", 0) + start, np.concatenate(run))
-                run = []
 
     def read_fields(self) -> dict[str, int | float]:
         block = self.read(self.address("parameters", 0), self._plan.parameters.bytes)
