@@ -18,14 +18,15 @@ from typing import Any, Literal
 
 import msgspec
 
+from hjgc.compiler import nvrtc
 from hjgc.compiler.elf import registers
-from hjgc.compiler.kernels import check_name, template, template_digest, triton_is_missing
-from hjgc.compiler.kernels.declaration import AxisValue, Template
+from hjgc.compiler.kernels import check_name, is_cuda, template, template_digest, triton_is_missing
+from hjgc.compiler.kernels.declaration import AxisValue, CudaFunction, Template
 from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.files import write_atomically
-from hjgc.plan_format.structs import CodeReference, Variant
+from hjgc.plan_format.structs import CodeReference, ParameterKind, Variant
 
-PARAMETER_WIDTHS = {"pointer": 64, "int32": 32, "int64": 64, "float32": 32, "scratch": 64}
+PARAMETER_WIDTHS = {"pointer": 64, "int32": 32, "int64": 64, "float32": 32, "scratch": 64, "tensor_map": 1024}
 PORTABLE = "compute_80"
 """PTX that every chip from sm_80 on can run, once its driver has translated it."""
 TARGETS = {f"sm_{number}": number for number in (80, 86, 87, 89, 90, 100, 103, 120, 121)} | {PORTABLE: 80}
@@ -33,8 +34,6 @@ TARGETS = {f"sm_{number}": number for number in (80, 86, 87, 89, 90, 100, 103, 1
 FIRST_WITH_PDL = 90
 RECIPE = 1
 """Counted in the digest of the cache: raise it when this file builds the same template differently."""
-
-ParameterKind = Literal["pointer", "int32", "int64", "float32", "scratch"]
 
 
 class Built(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,12 +98,16 @@ def cache_folder() -> Path:
 
 
 def _digest(name: str, axes: Mapping[str, AxisValue], target: str) -> str:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        raise triton_is_missing(name) from None
+    version = nvrtc.version() if is_cuda(name) else _triton_version(name)
     parts = (RECIPE, version, name, template_digest(name), sorted(axes.items()), target)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _triton_version(name: str) -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        raise triton_is_missing(name) from None
 
 
 def _read_cached(path: Path) -> Built | None:
@@ -132,6 +135,8 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
     pdl = axes.get("pdl") is True
     if pdl and (target == PORTABLE or TARGETS[target] < FIRST_WITH_PDL):
         raise CompileError(place, f"expected sm_{FIRST_WITH_PDL} or later, found {target}", field="axis pdl")
+    if isinstance(template.function, CudaFunction):
+        return _compile_cuda(place, template, template.function, axes, target)
     try:
         kernel = _run_triton(template, axes, TARGETS[target])
     except Exception as error:  # Triton, LLVM and ptxas raise whatever they like
@@ -147,6 +152,28 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
     code: bytes = kernel.asm["ptx"].encode() if target == PORTABLE else kernel.asm["cubin"]
     used = None if target == PORTABLE else registers(code, entry)
     return Built(target, dict(axes), entry, kinds, threads, kernel.metadata.shared, pdl, used, code)
+
+
+def _compile_cuda(
+    place: str, template: Template, function: CudaFunction, axes: Mapping[str, AxisValue], target: str
+) -> Built:
+    if TARGETS[target] != FIRST_WITH_PDL:
+        raise CompileError(place, f"expected sm_{FIRST_WITH_PDL}, found {target}", field="target")
+    constants = "".join(_constant(name, value) for name, value in template.constants(axes).items())
+    try:
+        code = nvrtc.compile_cuda(constants + function.text(axes), target)
+    except RuntimeError as error:
+        raise CompileError(place, f"nvrtc refused it: {error}") from error
+    kinds: tuple[ParameterKind, ...] = tuple(parameter.kind(axes) for parameter in template.present(axes))
+    _check_widths(place, re.search(r"\.entry\s+(\w+)\s*\((.*?)\)", code.ptx, re.DOTALL), kinds)
+    shared, threads, used = function.shared_bytes(axes), function.threads(axes), registers(code.cubin, function.entry)
+    return Built(target, dict(axes), function.entry, kinds, threads, shared, axes["pdl"] is True, used, code.cubin)
+
+
+def _constant(name: str, value: AxisValue) -> str:
+    """A constant of C++, for a number or a truth."""
+    kind, text = ("bool", str(value).lower()) if isinstance(value, bool) else ("int", str(value))
+    return f"constexpr {kind} {name} = {text};\n"
 
 
 def _run_triton(template: Template, axes: Mapping[str, AxisValue], capability: int) -> Any:
@@ -184,17 +211,25 @@ def _check_ptx(place: str, ptx: str, kinds: tuple[ParameterKind, ...]) -> tuple[
     """The entry's name and threads, once its parameters have the widths that the launch ABI says."""
     entry = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)", ptx, re.DOTALL)
     threads = re.search(r"\.reqntid\s+(\d+)", ptx)
-    if entry is None or threads is None:
-        raise CompileError(place, "expected PTX with one entry and its number of threads, found none")
-    found = [int(width) for width in re.findall(r"\.param\s+\.[a-z](\d+)", entry[2])]
+    if threads is None:
+        raise CompileError(place, "expected PTX with its number of threads, found none")
+    return _check_widths(place, entry, kinds), int(threads[1])
+
+
+def _check_widths(place: str, entry: re.Match[str] | None, kinds: tuple[ParameterKind, ...]) -> str:
+    """The entry's name, once its parameters have the widths that the launch ABI says."""
+    if entry is None:
+        raise CompileError(place, "expected PTX with one entry, found none")
+    declared = re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.[a-z](\d+)[^,\[]*(?:\[(\d+)\])?", entry[2])
+    found = [int(width) * int(count or 1) for width, count in declared]
     expected = [PARAMETER_WIDTHS[kind] for kind in kinds]
     if found != expected:
         raise CompileError(
             place,
             f"expected parameters of {expected} bits, found {found}",
-            next_step="this version of triton calls kernels in another way: use one that hjgc was tested with",
+            next_step="this version of the compiler calls kernels in another way: use one that hjgc was tested with",
         )
-    return entry[1], int(threads[1])
+    return entry[1]
 
 
 def _check_metadata(place: str, metadata: Any) -> None:

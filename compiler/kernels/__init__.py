@@ -85,6 +85,14 @@ def _imported(path: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
+def is_cuda(name: str) -> bool:
+    """Whether the template is CUDA C++, found without importing it."""
+    declared = _declared(FOLDER / f"{name}.py")
+    said = [k.value for k in declared.keywords if k.arg == "function"] if isinstance(declared, ast.Call) else []
+    called = said[0].func if said and isinstance(said[0], ast.Call) else None
+    return isinstance(called, ast.Name) and called.id == "cuda_function"
+
+
 def _defines_template(path: Path) -> bool:
     return _declared(path) is not None
 

@@ -14,7 +14,9 @@ from hjgc.plan_format.structs import (
     Operand,
     OperandArgument,
     ParameterArgument,
+    ParameterKind,
     TemplateCall,
+    TensorMapArgument,
 )
 
 AxisValue = bool | int | str
@@ -53,16 +55,28 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """How Hopper's copy engine sees an operand (`plan_format.TensorMapArgument`): `sizes` and `box` in elements,
+    innermost axis first, `strides` of the outer axes and `swizzle` in bytes."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: Literal[0, 32, 64, 128]
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One parameter of the kernel, in order. `source` is what a launch passes: the address of the operand with this
-    role, the address of the parameter block's field, or the value of the attribute. `dtype` is an element type, or the
-    axis that names it. `when` names the axis without which the kernel is built without the parameter, and gets None for
-    it: an operand that may be absent."""
+    role, a tensor map of it as `map` makes it from the axes, the address of the parameter block's field, or the value
+    of the attribute. `dtype` is an element type, or the axis that names it. `when` names the axis without which the
+    kernel is built without the parameter, and gets None for it: an operand that may be absent."""
 
     name: str
-    source: Literal["operand", "field", "attribute"]
+    source: Literal["operand", "tensor_map", "field", "attribute"]
     dtype: str
     when: str | None = None
+    map: Callable[[Axes], TensorMap] | None = None
 
     def is_present(self, axes: Axes) -> bool:
         return self.when is None or axes[self.when] is True
@@ -71,8 +85,10 @@ class Parameter:
         dtype = TRITON_TYPES[str(axes.get(self.dtype, self.dtype))]
         return dtype if self.source == "attribute" else f"*{dtype}"
 
-    def kind(self, axes: Axes) -> Literal["pointer", "int32", "int64", "float32"]:
+    def kind(self, axes: Axes) -> ParameterKind:
         """What the launch ABI calls it."""
+        if self.source == "tensor_map":
+            return "tensor_map"
         if self.source != "attribute":
             return "pointer"
         match str(axes.get(self.dtype, self.dtype)):
@@ -83,11 +99,23 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class CudaFunction:
+    """A kernel written in CUDA C++, for sm_90 alone: the `text` that defines `entry`, without headers; the threads of a
+    block; its dynamic shared memory in bytes."""
+
+    entry: str
+    text: Callable[[Axes], str]
+    threads: Callable[[Axes], int]
+    shared_bytes: Callable[[Axes], int]
+
+
+@dataclass(frozen=True)
 class Template:
     """`function` is an ordinary Triton function: `parameters` in order, then its constexpr arguments, which `constants`
-    computes from the axes. The axis `warps` sets the threads; `pdl`, where there is one, says that the function waits
-    for its predecessor (and needs sm_90). `grid` is written over the letters of the op's axes. An op may have several
-    templates: the name of one is the name of its file."""
+    computes from the axes. The axis `warps` sets the threads. Or it is a CudaFunction, whose text the constants precede
+    as constants of C++. `pdl`, where there is one, says that the function waits for its predecessor (and needs sm_90).
+    `grid` is written over the letters of the op's axes. `refuse` says why axes that are legal one by one do not go
+    together. An op may have several templates: the name of one is the name of its file."""
 
     op: str
     function: Any
@@ -95,15 +123,20 @@ class Template:
     axes: Mapping[str, Whole | OneOf]
     constants: Callable[[Axes], Mapping[str, AxisValue]]
     grid: Callable[[Mapping[str, Expression], Axes], Grid]
+    refuse: Callable[[Axes], str | None] = lambda axes: None
 
     def check(self, axes: Axes) -> None:
-        """Raises CompileError for an axis that is missing, unknown, or outside its legal values."""
+        """Raises CompileError for an axis that is missing, unknown, or outside its legal values, or for axes that do
+        not go together."""
         place = f"template {self.op}"
         if axes.keys() != self.axes.keys():
             raise CompileError(place, f"expected {sorted(self.axes)}, found {sorted(axes)}", field="axes")
         for name, legal in self.axes.items():
             if not legal.allows(axes[name]):
                 raise CompileError(place, f"expected {legal}, found {axes[name]!r}", field=f"axis {name}")
+        reason = self.refuse(axes)
+        if reason is not None:
+            raise CompileError(place, reason, field="axes")
 
     def present(self, axes: Axes) -> tuple[Parameter, ...]:
         """The parameters that the kernel has when it is built with these axes."""
@@ -114,7 +147,7 @@ class Template:
     ) -> TemplateCall:
         """How a launch with these operands calls this template, built with `axes` as `plan.variants[variant]`."""
         roles = [operand.role for operand in operands]
-        arguments = tuple(_argument(parameter, roles) for parameter in self.present(axes))
+        arguments = tuple(_argument(parameter, roles, axes) for parameter in self.present(axes))
         return TemplateCall(variant, self.grid(letters, axes), arguments)
 
 
@@ -123,10 +156,14 @@ def blocks(count: Expression, block: int) -> Expression:
     return -(-count // block) if isinstance(count, int) else Binary("ceil_div", count, block)
 
 
-def _argument(parameter: Parameter, roles: list[str]) -> Argument:
+def _argument(parameter: Parameter, roles: list[str], axes: Axes) -> Argument:
     match parameter.source:
         case "operand":
             return OperandArgument(roles.index(parameter.name))
+        case "tensor_map":
+            assert parameter.map is not None, f"parameter {parameter.name} is a tensor map without a map"
+            made = parameter.map(axes)
+            return TensorMapArgument(roles.index(parameter.name), made.sizes, made.strides, made.box, made.swizzle)
         case "field":
             return ParameterArgument(parameter.name)
         case "attribute":
