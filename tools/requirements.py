@@ -55,6 +55,7 @@ REQUIREMENTS = (
     Requirement("cuda-bindings>=13.0,<14", "cuda.bindings", "cuda", "serving on an NVIDIA GPU"),
     Requirement("onnxruntime>=1.23", "onnxruntime", "ort", "verify --against"),
     Requirement("onnxruntime-gpu>=1.23", "onnxruntime", "ort-gpu", "verify --against; instead of onnxruntime"),
+    Requirement("matplotlib>=3.10", "matplotlib", "plot", "bench --plot"),
     Requirement("psutil>=7.0", "psutil", "dev", "working on hjgc"),
     Requirement("pyright[nodejs]>=1.1.414", "pyright", "dev", "working on hjgc"),
     Requirement("pytest>=8.4", "pytest", "dev", "working on hjgc"),

@@ -21,6 +21,8 @@ from hjgc.runtime.backend import BackendRefused
 Handle = Any
 Bytes = NDArray[np.uint8]
 TENSOR_MAP_BYTES = 128
+LANDING_BYTES = 8 << 20
+"""Page-locked memory that reads of many rows pass through."""
 UNLIMITED_SHARED = 48 << 10
 """Dynamic shared memory up to which a kernel needs no permission."""
 
@@ -59,6 +61,7 @@ class Driver:
         self._overlap = self._cuda.CUlaunchAttribute()
         self._overlap.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         self._overlap.value.programmaticStreamSerializationAllowed = 1
+        self._landing: Bytes | None = None
         self._edges = (self._cuda.CUgraphEdgeData(), self._cuda.CUgraphEdgeData())
         self._edges[True].type = int(self._cuda.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
         self._edges[True].from_port = 1  # CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
@@ -80,6 +83,10 @@ class Driver:
 
     def close(self) -> None:
         """Give the context back. Nothing allocated from it may be used after."""
+        if self._landing is not None:
+            self.make_current()
+            self.free_host(self._landing)
+            self._landing = None
         self._call("cuDevicePrimaryCtxRelease", self._device)
 
     # Memory and copies. Copies are in the order of their stream; `read` and `write` are done with the host's memory
@@ -107,15 +114,28 @@ class Driver:
         return data
 
     def read_rows(self, address: int, pitch: int, width: int, rows: int, stream: Handle) -> Bytes:
-        """`width` bytes of each of so many rows, `pitch` bytes apart, one after the other; otherwise as `read`."""
+        """`width` bytes of each of so many rows, `pitch` bytes apart, one after the other; otherwise as `read`. Through
+        page-locked memory, which takes a third of the time; for one thread at a time."""
         data = np.empty(width * rows, np.uint8)
+        if self._landing is None:
+            self._landing = self.allocate_host(LANDING_BYTES)
+        most = max(LANDING_BYTES // width, 1)
+        for first in range(0, rows, most):
+            count = min(most, rows - first)
+            part = data[first * width : (first + count) * width]
+            landing = self._landing[: part.nbytes] if part.nbytes <= LANDING_BYTES else part
+            self._fetch_rows(landing, address + first * pitch, pitch, width, count, stream)
+            self.wait(stream)
+            if landing is not part:
+                part[:] = landing
+        return data
+
+    def _fetch_rows(self, memory: Bytes, address: int, pitch: int, width: int, rows: int, stream: Handle) -> None:
         copy, kind = self._cuda.CUDA_MEMCPY2D(), self._cuda.CUmemorytype
         copy.srcMemoryType, copy.srcDevice, copy.srcPitch = kind.CU_MEMORYTYPE_DEVICE, address, pitch
-        copy.dstMemoryType, copy.dstHost, copy.dstPitch = kind.CU_MEMORYTYPE_HOST, data.ctypes.data, width
+        copy.dstMemoryType, copy.dstHost, copy.dstPitch = kind.CU_MEMORYTYPE_HOST, memory.ctypes.data, width
         copy.WidthInBytes, copy.Height = width, rows
         self._call("cuMemcpy2DAsync", copy, stream)
-        self.wait(stream)
-        return data
 
     def fill_rows(self, address: int, pitch: int, width: int, rows: int, value: int, stream: Handle) -> None:
         """Set `width` bytes of each of so many rows, `pitch` bytes apart, to one value."""

@@ -15,7 +15,9 @@ pytest.importorskip("torch")
 
 from hjgc.compiler.build import build
 from hjgc.compiler.kernels import template
+from hjgc.compiler.kernels.prefill_choice import choose_prefill, range_ends
 from hjgc.compiler.kernels.prefill_tiles import RANGES, range_of, tiles
+from hjgc.plan_format.structs import DTypes
 from tests.compiler.prefill_on_cpu import ON_CPU
 from tests.prefill_cases import AxisValues, Case, attention, inputs, product
 
@@ -106,3 +108,14 @@ def test_a_length_has_one_choice_of_tiles_whatever_bucket_serves_it() -> None:
         512,
         512,
     ]
+
+
+@pytest.mark.parametrize("head_size", [16, 64, 80, 96, 128])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_heads_that_are_normalised_lie_whole_in_every_tile_that_is_chosen(head_size: int, target: str) -> None:
+    dims = {"Q": 8, "G": 2, "D": head_size, "C": 600, "H": 512, "N": 12 * head_size, "F": head_size // 2}
+    dtypes = DTypes("float16", "float16", "float32", "float16", "float32")
+    head = 1 << (head_size - 1).bit_length()
+    for end in range_ends(target, 512):
+        axes = choose_prefill("attention_inputs", dims, dtypes, {"x", "query_norm"}, target, end, 0).axes
+        assert int(axes["block_n"]) % head == 0 and int(axes["extra_n"]) % head == 0
