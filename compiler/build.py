@@ -24,7 +24,7 @@ from hjgc.compiler.kernels import check_name, is_cuda, template, template_digest
 from hjgc.compiler.kernels.declaration import AxisValue, CudaFunction, Template
 from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.files import write_atomically
-from hjgc.plan_format.structs import CodeReference, ParameterKind, Variant
+from hjgc.plan_format.structs import BuiltCode, CodeReference, ParameterKind, Variant
 
 PARAMETER_WIDTHS = {"pointer": 64, "int32": 32, "int64": 64, "float32": 32, "scratch": 64, "tensor_map": 1024}
 PORTABLE = "compute_80"
@@ -61,13 +61,9 @@ class Built(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             template=template,
             target=self.target,
             axes=self.axes,
-            entry=self.entry,
             parameters=self.parameters,
-            threads=self.threads,
-            shared_bytes=self.shared_bytes,
-            code=code,
             pdl=self.pdl,
-            registers=self.registers,
+            built=BuiltCode(self.entry, self.threads, self.shared_bytes, code, self.registers),
         )
 
 

@@ -1,19 +1,21 @@
-"""How are all variants that a plan needs built, on every core, each once?"""
+"""How are the variants that a plan needs built, on every core, each once, and how do they stand in the plan?"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from hjgc.compiler.build import Built, read_built
-from hjgc.compiler.build_worker import BuildWorker
-from hjgc.compiler.kernels import template_digest
+from hjgc.compiler.build import FIRST_WITH_PDL, read_built
+from hjgc.compiler.build_worker import BuildWorker, built_variant
+from hjgc.compiler.kernels import is_cuda, template, template_digest, template_files
 from hjgc.compiler.kernels.declaration import AxisValue
-from hjgc.plan_format.structs import Template, Variant
+from hjgc.plan_format.building import BuiltVariant
+from hjgc.plan_format.structs import BuiltCode, CodeReference, ParameterKind, Template, TemplateFile, Variant
 
 VariantKey = tuple[str, str, tuple[tuple[str, AxisValue], ...]]
 """Template, target, axes by name."""
@@ -21,7 +23,7 @@ VariantKey = tuple[str, str, tuple[tuple[str, AxisValue], ...]]
 
 @dataclass(frozen=True)
 class DeviceCode:
-    """The tables of a plan that say what was built, and the sections that hold it."""
+    """The tables of a plan that say what was built and from what, and the sections that hold both."""
 
     templates: tuple[Template, ...] = ()
     variants: tuple[Variant, ...] = ()
@@ -29,23 +31,28 @@ class DeviceCode:
     reused: int = 0
 
 
-def build_variants(keys: Sequence[VariantKey], progress: Callable[[str], None]) -> DeviceCode:
-    """Build what the cache does not hold, in processes of their own, one a core. `progress` is told how far it is.
-
-    Raises CompileError in the compiler's words."""
-    built: dict[VariantKey, Built] = {}
-    for name, target, axes in keys:
+def build_variants(
+    keys: Sequence[VariantKey], progress: Callable[[str], None], ahead: Collection[VariantKey]
+) -> DeviceCode:
+    """Build those `ahead` of time that the cache does not hold, in processes of their own, one a core. `progress` is
+    told how far it is. Raises CompileError in the compiler's words."""
+    built: dict[VariantKey, BuiltVariant] = {}
+    wanted = [key for key in keys if key in ahead]
+    for name, target, axes in wanted:
         found = read_built(name, dict(axes), target)
         if found is not None:
-            built[name, target, axes] = found
+            built[name, target, axes] = built_variant(found)
     reused = len(built)
-    missing = [key for key in keys if key not in built]
+    missing = [key for key in wanted if key not in built]
     if missing:
         _build(missing, built, progress)
-    return _tables(keys, built, reused)
+    tables = _Tables()
+    variants = tuple(tables.variant(key, built.get(key)) for key in keys)
+    sections = tuple((kind, bytes(data)) for kind, data in tables.sections.items())
+    return DeviceCode(tuple(tables.templates), variants, sections, reused)
 
 
-def _build(keys: Sequence[VariantKey], built: dict[VariantKey, Built], progress: Callable[[str], None]) -> None:
+def _build(keys: Sequence[VariantKey], built: dict[VariantKey, BuiltVariant], progress: Callable[[str], None]) -> None:
     """Each core has a worker, and each worker a thread that hands it one variant after the other."""
     workers = min(len(keys), available_cores())
     with ExitStack() as stack:
@@ -54,7 +61,7 @@ def _build(keys: Sequence[VariantKey], built: dict[VariantKey, Built], progress:
         for _ in range(workers):
             idle.put(stack.enter_context(BuildWorker()))
 
-        def work(key: VariantKey) -> Built:
+        def work(key: VariantKey) -> BuiltVariant:
             name, target, axes = key
             worker = idle.get()
             try:
@@ -73,21 +80,53 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tables(keys: Sequence[VariantKey], built: dict[VariantKey, Built], reused: int) -> DeviceCode:
-    """In the order of the keys; code that is the same is stored once."""
-    names = list(dict.fromkeys(name for name, _, _ in keys))
-    templates = tuple(
-        Template(name, template_digest(name), tuple(sorted(next(dict(axes) for n, _, axes in keys if n == name))))
-        for name in names
-    )
-    sections: dict[str, bytearray] = {}
-    places: dict[tuple[str, bytes], int] = {}
-    variants: list[Variant] = []
-    for name, target, axes in keys:
-        found = built[name, target, axes]
-        section = sections.setdefault(found.section, bytearray())
-        place = places.setdefault((found.section, found.cubin), len(section))
+class _Tables:
+    """The tables and sections, filled in the order of use; what is the same is stored once."""
+
+    def __init__(self) -> None:
+        self.templates: list[Template] = []
+        self.sections: dict[str, bytearray] = {}
+        self._places: dict[tuple[str, bytes], int] = {}
+
+    def variant(self, key: VariantKey, built: BuiltVariant | None) -> Variant:
+        name, target, axes = key
+        values = dict(axes)
+        return Variant(
+            template=self._template(name, values),
+            target=target,
+            axes=values,
+            parameters=launch_abi(name, values),
+            pdl=values.get("pdl") is True,
+            built=None if built is None else self._code(target, built),
+        )
+
+    def _code(self, target: str, built: BuiltVariant) -> BuiltCode:
+        section = "ptx" if target.startswith("compute_") else "cubin"
+        offset, digest = self._place(section, built.code), hashlib.sha256(built.code).hexdigest()
+        code = CodeReference(section, offset, len(built.code), digest)
+        return BuiltCode(built.entry, built.threads, built.shared_bytes, code, built.registers)
+
+    def _template(self, name: str, axes: Mapping[str, AxisValue]) -> int:
+        for index, known in enumerate(self.templates):
+            if known.name == name:
+                return index
+        only = f"sm_{FIRST_WITH_PDL}" if is_cuda(name) else None
+        files = tuple(self._file(*file) for file in template_files(name).items())
+        self.templates.append(Template(name, template_digest(name), tuple(sorted(axes)), files, only))
+        return len(self.templates) - 1
+
+    def _file(self, name: str, text: bytes) -> TemplateFile:
+        return TemplateFile(name, self._place("templates", text), len(text), hashlib.sha256(text).hexdigest())
+
+    def _place(self, kind: str, data: bytes) -> int:
+        section = self.sections.setdefault(kind, bytearray())
+        place = self._places.setdefault((kind, data), len(section))
         if place == len(section):
-            section += found.cubin
-        variants.append(found.variant(names.index(name), place))
-    return DeviceCode(templates, tuple(variants), tuple((k, bytes(v)) for k, v in sections.items()), reused)
+            section += data
+        return place
+
+
+def launch_abi(name: str, axes: Mapping[str, AxisValue]) -> tuple[ParameterKind, ...]:
+    """The kernel's parameters in order, known before it is built: Triton adds two pointers of its own."""
+    kinds: tuple[ParameterKind, ...] = tuple(parameter.kind(axes) for parameter in template(name).present(axes))
+    return kinds if is_cuda(name) else (*kinds, "scratch", "scratch")

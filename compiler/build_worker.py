@@ -1,8 +1,7 @@
 """How does another process build variants: one that must not import a compiler, or that wants several at once?
 
-A child process: `python -m hjgc.compiler.build_worker` reads one request a line (JSON: template, axes, target) and
-answers each with a length (4 bytes, little-endian) and that many bytes of msgpack, until its input ends. What it builds
-is cached by digest, as always.
+A child process: `python -m hjgc.compiler.build_worker` answers requests, as `plan_format.building` spells both, until
+its input ends. What it builds is cached by digest, as always.
 """
 
 from __future__ import annotations
@@ -10,38 +9,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import TracebackType
 from typing import IO
 
 import msgspec
 
 from hjgc.compiler.build import Built, build
+from hjgc.compiler.kernels import template_digest, template_names
 from hjgc.compiler.kernels.declaration import AxisValue
+from hjgc.plan_format.building import (
+    LENGTH_BYTES,
+    BuildAnswer,
+    BuildRefusal,
+    BuildRequest,
+    BuiltVariant,
+    Fault,
+)
 from hjgc.plan_format.errors import CompileError
-
-
-class Request(msgspec.Struct, frozen=True):
-    """Which variant is wanted."""
-
-    template: str
-    axes: dict[str, bool | int | str]
-    target: str
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """The parts of the CompileError that the build raised."""
-
-    place: str
-    problem: str
-    field: str | None
-    next_step: str | None
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """One of the two."""
-
-    built: Built | None = None
-    refusal: Refusal | None = None
 
 
 class BuildWorker:
@@ -51,22 +36,22 @@ class BuildWorker:
         command = [sys.executable, "-m", __name__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
 
-    def build(self, template: str, axes: dict[str, AxisValue], target: str) -> Built:
+    def build(self, template: str, axes: dict[str, AxisValue], target: str) -> BuiltVariant:
         """The variant, from the cache if it was built before. Raises CompileError."""
-        answer = self._ask(Request(template, axes, target))
+        answer = self._ask(BuildRequest(template, axes, target))
         if answer.refusal is not None:
             refusal = answer.refusal
             raise CompileError(refusal.place, refusal.problem, field=refusal.field, next_step=refusal.next_step)
         assert answer.built is not None
         return answer.built
 
-    def _ask(self, request: Request) -> Answer:
+    def _ask(self, request: BuildRequest) -> BuildAnswer:
         source, sink = self._process.stdout, self._process.stdin
         assert source is not None and sink is not None
         try:
             sink.write(msgspec.json.encode(request) + b"\n")
             sink.flush()
-            return msgspec.msgpack.decode(_read(source), type=Answer)
+            return msgspec.msgpack.decode(_read(source), type=BuildAnswer)
         except (OSError, EOFError):
             code = self._process.wait()
             problem = f"the process that builds it ended with status {code}"
@@ -92,7 +77,7 @@ def _environment() -> dict[str, str]:
 
 
 def _read(source: IO[bytes]) -> bytes:
-    size = int.from_bytes(_exactly(source, 4), "little")
+    size = int.from_bytes(_exactly(source, LENGTH_BYTES), "little")
     return _exactly(source, size)
 
 
@@ -103,13 +88,44 @@ def _exactly(source: IO[bytes], size: int) -> bytes:
     return data
 
 
-def answer(line: bytes) -> Answer:
+def answer(line: bytes) -> BuildAnswer:
     """Build what one request asks for."""
-    request = msgspec.json.decode(line, type=Request)
+    request = msgspec.json.decode(line, type=BuildRequest)
+    refusal = _wrong_text(request)
+    if refusal is not None:
+        return BuildAnswer(refusal=refusal)
     try:
-        return Answer(built=build(request.template, request.axes, request.target))
+        return BuildAnswer(built_variant(build(request.template, request.axes, request.target)))
     except CompileError as error:
-        return Answer(refusal=Refusal(error.place, error.problem, error.field, error.next_step))
+        fault: Fault = "compile" if find_spec("triton") else "extra"
+        return BuildAnswer(refusal=BuildRefusal(error.place, error.problem, error.field, error.next_step, fault))
+
+
+def built_variant(built: Built) -> BuiltVariant:
+    """What is said of it outside this process."""
+    return BuiltVariant(
+        entry=built.entry,
+        parameters=built.parameters,
+        threads=built.threads,
+        shared_bytes=built.shared_bytes,
+        pdl=built.pdl,
+        registers=built.registers,
+        code=built.cubin,
+    )
+
+
+def _wrong_text(request: BuildRequest) -> BuildRefusal | None:
+    """Why what is installed is not the template that was asked for."""
+    place, name = f"template {request.template}", request.template
+    if request.digest is None:
+        return None
+    if name not in template_names():
+        return BuildRefusal(place, "it is not installed with this hjgc", fault="template")
+    found = template_digest(name)
+    if found == request.digest:
+        return None
+    problem = f"expected the text with the digest {request.digest}, found {found} installed with this hjgc"
+    return BuildRefusal(place, problem, next_step="compile the model again with this hjgc", fault="template")
 
 
 def main() -> None:
@@ -118,7 +134,7 @@ def main() -> None:
         os.dup2(2, 1)
         for line in sys.stdin.buffer:
             data = msgspec.msgpack.encode(answer(line))
-            pipe.write(len(data).to_bytes(4, "little") + data)
+            pipe.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
             pipe.flush()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hjgc.compiler.build import TARGETS
+from hjgc.compiler.build import PORTABLE, TARGETS
 from hjgc.plan_format.errors import InputError
 
 ComputeDType = Literal["float32", "float16", "bfloat16"]
@@ -18,7 +18,8 @@ DEFAULT_PROMPT = 512
 class Options:
     """`prompt`: the range of prompt lengths to build graphs for, in tokens; longer prompts run in chunks.
     `context`: prompt and answer together; None takes the model's own, at most 4096. `dtype`: of weights, arithmetic and
-    cache; None takes float32 on the CPU and the checkpoint's on a GPU."""
+    cache; None takes float32 on the CPU and the checkpoint's on a GPU. `targets` has the portable one for GPUs, unless
+    the user left it out."""
 
     targets: tuple[str, ...] = ("cpu",)
     prompt: tuple[int, int] = (1, DEFAULT_PROMPT)
@@ -28,12 +29,17 @@ class Options:
 
 
 def check_options(
-    targets: tuple[str, ...], prompt: tuple[int, int] | None, context: int | None, dtype: str | None, digest: bool
+    targets: tuple[str, ...],
+    prompt: tuple[int, int] | None,
+    context: int | None,
+    dtype: str | None,
+    digest: bool,
+    portable: bool = True,
 ) -> Options:
     """Options, or InputError that names the one that makes no sense."""
     for target in targets:
         if target != "cpu" and target not in TARGETS:
-            known = ", ".join(map(str, TARGETS.values()))
+            known = ", ".join(str(number) for name, number in TARGETS.items() if name != PORTABLE)
             raise InputError("--target", f"expected cpu or sm_NN, found {target!r}", next_step=f"NN is one of {known}")
     if not targets or len(set(targets)) != len(targets):
         raise InputError("--target", f"expected each target once, found {', '.join(targets) or 'none'}")
@@ -46,4 +52,6 @@ def check_options(
         raise InputError("--prompt", f"expected at most the context of {context}, found {high}")
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise InputError("--dtype", f"expected one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
+    if portable and PORTABLE not in targets and any(target.startswith("sm_") for target in targets):
+        targets = (*targets, PORTABLE)
     return Options(targets, prompt, context, dtype, digest)

@@ -72,16 +72,17 @@ def compile_model(
     context: int | None = None,
     dtype: str | None = None,
     digest: bool = False,
+    portable: bool = True,
     progress: Progress | None = None,
 ) -> CompileResult:
     """Compile an ONNX decoder, or a Hugging Face folder, into a plan file. Reads no weight, needs no GPU.
 
     `prompt` is the range of prompt lengths in tokens (None: 1 to 512, or to the context), `context` prompt and answer
     together, `dtype` that of weights and arithmetic (float32, float16, bfloat16), `digest` adds the sha256 of every
-    weight file. The same input gives the same bytes. Raises InputError, CompileError; the output appears whole or not
-    at all."""
+    weight file; `portable` adds, beside code for a GPU, code that other GPUs can run. The same input gives the same
+    bytes. Raises InputError, CompileError; the output appears whole or not at all."""
     path, output = Path(model), Path(output)
-    options = check_options(tuple(targets), prompt, context, dtype, digest)
+    options = check_options(tuple(targets), prompt, context, dtype, digest, portable)
     _check_output(output, path)
     stages, dumper = _Stages(progress or (lambda _: None)), dump.Dumper()
 
@@ -110,12 +111,12 @@ def compile_model(
         schedules = [segment(program, verdict) for program, verdict in zip(network.programs, verdicts, strict=True)]
         dumper.write("segment", lambda: "".join(map(dump.schedules_text, network.programs, schedules)))
     with stages.stage("select_kernels"):
-        selector = Selector(options.targets, network.dtypes, path)
+        selector = Selector(options.targets, network.dtypes, path, options.prompt[1])
         kernels = [selector.select(program) for program in network.programs]
         phases = tuple(map(CompiledPhase, network.programs, memories, schedules, kernels))
         dumper.write("select_kernels", lambda: kernels_text(network.programs, kernels, selector.variants))
     with stages.stage("build"):
-        code = build_variants(selector.variants, stages.progress)
+        code = build_variants(selector.variants, stages.progress, selector.ahead)
     with stages.stage("fingerprint"):
         root, notes = _weights_root(weight_paths, imported.root, output)
         files = _fingerprints(weight_paths, root, options, path, output)

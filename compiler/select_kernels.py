@@ -34,11 +34,13 @@ KernelTable = tuple[dict[str, Kernel], ...]
 
 
 class Selector:
-    """Chooses kernels phase by phase. `variants` are those that the choices so far need, in order of first use."""
+    """Chooses kernels phase by phase. `variants` are those that the choices so far need, in order of first use; `ahead`
+    those of them that calls of up to `high` rows need, to be built ahead of time."""
 
-    def __init__(self, targets: tuple[str, ...], dtypes: DTypes, path: Path) -> None:
-        self._targets, self._dtypes, self._path = targets, dtypes, path
+    def __init__(self, targets: tuple[str, ...], dtypes: DTypes, path: Path, high: int) -> None:
+        self._targets, self._dtypes, self._path, self._high = targets, dtypes, path, high
         self._numbers: dict[VariantKey, int] = {}
+        self.ahead: set[VariantKey] = set()
 
     @property
     def variants(self) -> tuple[VariantKey, ...]:
@@ -51,7 +53,7 @@ class Selector:
 
     def _kernel(self, program: Program, step: Step, target: str, parts: Mapping[str, Step]) -> Kernel:
         if all_ops()[step.op].host:
-            return HostCall("logits_processor")
+            return HostCall(step.callback)
         if target == "cpu":
             return ReferenceCall()
         try:
@@ -72,7 +74,11 @@ class Selector:
 
     def _prompt(self, step: Step, target: str, rows: int, parts: Mapping[str, Step]) -> Kernel:
         ends = range_ends(target, rows) if step.op in RANGED else (rows,)
-        calls = [self._call(step, target, self._choice(step, target, end, parts)) for end in ends]
+        before = (0, *ends)  # the range up to `end` begins behind it
+        calls = [
+            self._call(step, target, self._choice(step, target, end, parts), ahead=first < self._high)
+            for first, end in zip(before, ends, strict=False)
+        ]
         if all(call == calls[0] for call in calls):
             return calls[0]
         return RowsCall(tuple(RowRange(end, call) for end, call in zip(ends, calls, strict=True)))
@@ -84,11 +90,13 @@ class Selector:
             cut = splits(target, end, made["N"], made["K"])
         return choose_prefill(step.op, step_dims(step), self._dtypes, step.operands, target, end, cut)
 
-    def _call(self, step: Step, target: str, choice: Choice) -> TemplateCall:
+    def _call(self, step: Step, target: str, choice: Choice, *, ahead: bool = True) -> TemplateCall:
         found = template(choice.template)
         found.check(choice.axes)
         key = (choice.template, target, tuple(sorted(choice.axes.items())))
         number = self._numbers.setdefault(key, len(self._numbers))
+        if ahead:
+            self.ahead.add(key)
         op = all_ops()[step.op]
         letters = bind_axes(op, {role: tensor.shape for role, tensor in step.operands.items()})
         roles = [role for role in op.roles if role.name in step.operands]

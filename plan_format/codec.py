@@ -8,6 +8,7 @@ float where an integer belongs), `verify` checks what types cannot say.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ import msgpack
 import msgspec
 
 from hjgc.plan_format import container
+from hjgc.plan_format.building import template_digest
 from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.structs import DebugMap, Plan
 from hjgc.plan_format.verify import verify, verify_debug
@@ -52,6 +54,23 @@ class PlanFile:
         debug = decode(data, DebugMap, self.path)
         verify_debug(debug, self.plan, self.path)
         return debug
+
+    def template_text(self, index: int) -> dict[str, bytes]:
+        """The files of `plan.templates[index]` by name, found to have the template's digest; none if the plan has no
+        text for it. Raises PlanError."""
+        template = self.plan.templates[index]
+        data = self.section("templates") if template.files else b""
+        files = {file.name: data[file.offset : file.offset + file.length] for file in template.files}
+        for i, file in enumerate(template.files):
+            self._check_text(hashlib.sha256(files[file.name]).hexdigest(), file.sha256, f"[{index}].files[{i}].sha256")
+        if files:
+            self._check_text(template_digest(files), template.digest, f"[{index}].digest")
+        return files
+
+    def _check_text(self, found: str, expected: str, place: str) -> None:
+        if found != expected:
+            problem = f"expected text with the sha256 {expected}, found {found}"
+            raise PlanError(self.path, problem, field=f"$.templates{place}", next_step="compile the model again")
 
     def close(self) -> None:
         self._container.close()

@@ -27,12 +27,12 @@ from hjgc.plan_format.files import write_atomically
 MAGIC = b"HJGCPLAN"
 VERSION = 1
 ALIGNMENT = 4096
-KINDS = ("plan", "debug", "constants", "cubin", "ptx", "islands")
+KINDS = ("plan", "debug", "constants", "cubin", "ptx", "islands", "templates")
 HEADER = struct.Struct("<8sII32s")
 ENTRY = struct.Struct("<16sQQ32s")
 MAX_FILE_BYTES = 4 << 30
 READ_BYTES = 1 << 30
-MAX_SECTION_BYTES = {"plan": 32 << 20, "debug": 64 << 20, "constants": 256 << 20}
+MAX_SECTION_BYTES = {"plan": 32 << 20, "debug": 64 << 20, "constants": 256 << 20, "templates": 16 << 20}
 
 
 @dataclass(frozen=True)

@@ -346,12 +346,25 @@ class Phase(Record, frozen=True):
     outputs: tuple[int, ...] = ()
 
 
+class TemplateFile(Record, frozen=True):
+    """A file that a template is written in: `length` bytes at `offset` of the templates section, with their sha256."""
+
+    name: str
+    offset: int
+    length: int
+    sha256: str
+
+
 class Template(Record, frozen=True):
-    """A kernel template installed with hjgc: `digest` is the sha256 of its text with its helpers."""
+    """A kernel template installed with hjgc: `digest` is the sha256 of its text with its helpers, which `files` hold,
+    for people and tools to read. What is built is the installed text, if its digest is this one. `only`: the one target
+    that it can be built for."""
 
     name: str
     digest: str
     axes: tuple[str, ...]
+    files: tuple[TemplateFile, ...] = ()
+    only: str | None = None
 
 
 class CodeReference(Record, frozen=True):
@@ -363,20 +376,27 @@ class CodeReference(Record, frozen=True):
     sha256: str
 
 
+class BuiltCode(Record, frozen=True):
+    """What building a variant gave, and how its `entry` is launched."""
+
+    entry: str
+    threads: int
+    shared_bytes: int
+    code: CodeReference
+    registers: int | None = None
+
+
 class Variant(Record, frozen=True):
-    """A template built for one target with fixed axes. `parameters` is the launch ABI in order; `scratch` are the
-    compiler's own pointers, passed as null; a `tensor_map` is 128 bytes by value."""
+    """A template for one target with fixed axes. `parameters` is the launch ABI in order; `scratch` are the compiler's
+    own pointers, passed as null; a `tensor_map` is 128 bytes by value. `built` is None for one that was not built ahead
+    of time: it may be, from its template, when it is needed."""
 
     template: int
     target: str
     axes: dict[str, bool | int | str]
-    entry: str
     parameters: tuple[ParameterKind, ...]
-    threads: int
-    shared_bytes: int
-    code: CodeReference
     pdl: bool = False
-    registers: int | None = None
+    built: BuiltCode | None = None
 
 
 class Ledger(Record, frozen=True):

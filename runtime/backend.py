@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.errors import RunError
 
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
@@ -111,6 +112,10 @@ class Backend(Protocol):
         """Set to `value` every byte that a snapshot of these refs would hold."""
         ...
 
+    def most_rows(self, phase: str, rows: int) -> int:
+        """The most rows, up to `rows`, that a call of the phase may have with the code that is there; 0 if none."""
+        ...
+
     def send_token(self) -> Any:
         """Behind the step launched last: have the token that it samples sent to the host. A ticket for `read_token`,
         good until three more tokens were sent."""
@@ -132,4 +137,22 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give all memory back."""
+        ...
+
+
+class CodeBackend(Backend, Protocol):
+    """A backend that runs device code, and takes in more of it while it serves. But for `missing`, called only by one
+    thread, between requests where said so."""
+
+    def missing(self, phase: str, rows: int) -> tuple[int, ...]:
+        """The plan's variants that a call of so many rows lacks."""
+        ...
+
+    def load(self, index: int, built: BuiltVariant) -> None:
+        """Take in a variant of the plan. Between requests. Raises PlanError, BackendRefused."""
+        ...
+
+    def prepare(self, target: str) -> Callable[[], None]:
+        """Get ready to serve with the code of another of the plan's targets, all of it loaded. What is returned makes
+        the change: between requests, no graph being in use or built; those that exist may only be released then."""
         ...

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, overload
 
 from hjgc.plan_format.errors import InputError, PlanError, RunError
 from hjgc.runtime.answer import Answer, Ends, Stream
+from hjgc.runtime.code_choice import Trust
 from hjgc.runtime.completion import Completion
 from hjgc.runtime.opening import Opened, open_plan, start_session
 from hjgc.runtime.sampling_params import SamplingParams, from_generation
@@ -21,9 +22,10 @@ from hjgc.runtime.tokenizer import load_tokenizer
 class LLM:
     """A plan that is served, with its tokenizer. Close it, or use it as a context manager.
 
-    `weights` is the folder of the weights and the tokenizer (by default the plan's own); `device`, `graph_bytes` and
-    `capture` are as for a session. May be used from any thread: requests are served first come first served. A plan
-    without a tokenizer takes and gives token ids only; its texts are empty. Raises PlanError, InputError, RunError."""
+    `weights` is the folder of the weights and the tokenizer (by default the plan's own); `device`, `graph_bytes`,
+    `capture`, `strict`, `trust` and `progress` are as for a session. May be used from any thread: requests are served
+    first come first served. A plan without a tokenizer takes and gives token ids only; its texts are empty. Raises
+    PlanError, InputError, RunError."""
 
     def __init__(
         self,
@@ -33,6 +35,9 @@ class LLM:
         device: str | None = None,
         graph_bytes: int = GRAPH_BYTES,
         capture: bool = True,
+        strict: bool = False,
+        trust: Trust = "plan",
+        progress: Callable[[str], None] = lambda stage: None,
     ) -> None:
         self._path = Path(plan)
         opened = open_plan(plan, weights)
@@ -43,7 +48,15 @@ class LLM:
         except BaseException:
             opened.file.close()
             raise
-        self.session = start_session(opened, device=device, graph_bytes=graph_bytes, capture=capture)
+        self.session = start_session(
+            opened,
+            device=device,
+            graph_bytes=graph_bytes,
+            capture=capture,
+            strict=strict,
+            trust=trust,
+            progress=progress,
+        )
         self._model = self.session.plan.model
 
     @overload

@@ -4,19 +4,19 @@ missing?"""
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hjgc.plan_format.codec import PlanFile
-from hjgc.plan_format.errors import InputError, PlanError, RunError
+from hjgc.plan_format.errors import InputError, PlanError
 from hjgc.runtime.backend import Backend
+from hjgc.runtime.code_choice import Trust
+from hjgc.runtime.opening_cuda import GPU, CodeRules, Unusable, open_cuda
 from hjgc.runtime.session import GRAPH_BYTES, Session
-
-
-class Unusable(Exception):
-    """Why a target cannot serve here: a sentence, with the command that mends it where there is one."""
+from hjgc.runtime.supply import CodeSource
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Opened:
 class OpenedSession(Session):
     """A session that owns its plan file too, and closes it last."""
 
-    def __init__(self, file: PlanFile, backend: Backend, *, graph_bytes: int, capture: bool) -> None:
+    def __init__(self, file: PlanFile, backend: Backend | CodeSource, *, graph_bytes: int, capture: bool) -> None:
         self._file = file
-        super().__init__(file.plan, backend, graph_bytes=graph_bytes, capture=capture)
+        if isinstance(backend, CodeSource):
+            plan, source, backend = backend.choice.plan, backend, backend.backend
+        else:
+            plan, source = file.plan, None
+        super().__init__(plan, backend, graph_bytes=graph_bytes, capture=capture, source=source)
 
     def close(self) -> None:
         super().close()
@@ -46,11 +50,30 @@ def open_session(
     device: str | None = None,
     graph_bytes: int = GRAPH_BYTES,
     capture: bool = True,
+    strict: bool = False,
+    trust: Trust = "plan",
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Session:
     """A session for the plan at this path. `weights` is the folder of its weight files (by default the plan's own).
-    `device` is one of the plan's targets, or "cuda" for whichever of them is this GPU's; by default the first target
-    that works on this machine. Close it, or use it as a context manager. Raises PlanError, InputError, RunError."""
-    return start_session(open_plan(plan, weights), device=device, graph_bytes=graph_bytes, capture=capture)
+    `device` is one of the plan's targets, or "cuda" for this machine's GPU; by default the first target that works on
+    this machine.
+
+    On a GPU the plan may lack code: for the chip, or for long prompts. What is there serves, and the rest is built
+    behind the requests; if nothing is there, opening waits and tells `progress` how far it is. `strict` makes either an
+    error.
+    `trust="templates"` leaves the plan's device code alone and builds all of it from the templates installed with hjgc
+    before the first request.
+
+    Close it, or use it as a context manager. Raises PlanError, InputError, RunError."""
+    return start_session(
+        open_plan(plan, weights),
+        device=device,
+        graph_bytes=graph_bytes,
+        capture=capture,
+        strict=strict,
+        trust=trust,
+        progress=progress,
+    )
 
 
 def open_plan(plan: str | Path, weights: str | Path | None = None) -> Opened:
@@ -64,10 +87,19 @@ def open_plan(plan: str | Path, weights: str | Path | None = None) -> Opened:
     return Opened(file, root)
 
 
-def start_session(opened: Opened, *, device: str | None, graph_bytes: int, capture: bool) -> Session:
+def start_session(
+    opened: Opened,
+    *,
+    device: str | None,
+    graph_bytes: int,
+    capture: bool,
+    strict: bool = False,
+    trust: Trust = "plan",
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Session:
     """Load the weights onto the device and start serving. Whatever goes wrong, the plan file is closed."""
     try:
-        backend = _open_backend(opened, device)
+        backend = _open_backend(opened, device, CodeRules(strict, trust, progress))
         try:
             return OpenedSession(opened.file, backend, graph_bytes=graph_bytes, capture=capture)
         except BaseException:
@@ -78,23 +110,26 @@ def start_session(opened: Opened, *, device: str | None, graph_bytes: int, captu
         raise
 
 
-def _open_backend(opened: Opened, device: str | None) -> Backend:
+def _open_backend(opened: Opened, device: str | None, rules: CodeRules) -> Backend | CodeSource:
     """The first wanted target that works here. Raises PlanError that says of each why it does not."""
-    reasons: list[str] = []
-    for target in _wanted(opened.file, device):
+    file, reasons = opened.file, list[str]()
+    for target in _wanted(file, device):
         try:
-            return _cpu(opened) if target == "cpu" else _cuda(opened, target)
+            return _cpu(opened) if target == "cpu" else open_cuda(file, opened.root, target, rules)
         except Unusable as why:
-            reasons.append(f"{target}: {why}")
+            named = ", ".join(name for name in file.plan.targets if name != "cpu") if target == GPU else target
+            reasons.append(f"{named}: {why}")
     problem = f"expected a target that works on this machine, found none ({'; '.join(reasons)})"
-    raise PlanError(
-        opened.file.path, problem, field="$.targets", next_step="mend one, or compile with another --target"
-    )
+    raise PlanError(file.path, problem, field="$.targets", next_step="mend one, or compile with another --target")
 
 
 def _wanted(file: PlanFile, device: str | None) -> list[str]:
+    """The devices to try: `cpu`, `cuda` for a GPU whatever its chip, or the target that was named."""
     targets = file.plan.targets
-    wanted = [t for t in targets if device is None or t == device or (device == "cuda" and t.startswith("sm_"))]
+    if device is not None and device in targets:
+        return [device]
+    wanted = list(dict.fromkeys("cpu" if target == "cpu" else GPU for target in targets))
+    wanted = [target for target in wanted if device in (None, target)]
     if not wanted:
         raise PlanError(
             file.path,
@@ -109,18 +144,6 @@ def _cpu(opened: Opened) -> Backend:
     if find_spec("torch") is None:
         raise Unusable("torch is not installed, try pip install 'hjgc[cpu]'")
     return _backend("cpu", "CpuBackend")(opened.file, opened.root)
-
-
-def _cuda(opened: Opened, target: str) -> Backend:
-    try:
-        driver = importlib.import_module("hjgc.runtime.backends.cuda_driver").Driver()
-    except RunError as error:  # no bindings, no driver or no device, each with its remedy
-        raise Unusable(str(error)) from None
-    if driver.target != target:
-        found = driver.target
-        driver.close()
-        raise Unusable(f"this machine's GPU is {found}")
-    return _backend("cuda", "CudaBackend")(opened.file, opened.root, driver=driver)
 
 
 def _backend(module: str, name: str) -> Any:

@@ -200,23 +200,30 @@ class Request:
             self._ahead = None
 
     def _chunks(self, tokens: int) -> Iterator[int]:
-        """The lengths a prompt is cut into: as few as possible, each one that the prefill phase is declared for."""
+        """The lengths a prompt is cut into: as few as possible, each one that the prefill phase is declared for and has
+        its code for now."""
         low, high = token_range(self._plan.phase("prefill"))
         if tokens < low:
             raise RunError(
                 f"expected a prompt of at least {low} tokens, found {tokens}; compile the model with --prompt 1:{high}"
             )
-        if tokens > high and ("prefill", "prompt_only") not in self._router.routes:
-            raise RunError(
-                f"expected a prompt of at most {high} tokens, since this plan has no schedule 'prompt_only' for "
-                f"prefill, found {tokens}; compile the model with --prompt {low}:{tokens}"
-            )
-        while tokens > high:
+        ask = True
+        while True:
+            wanted = min(tokens, high)
+            most = self._router.most_rows("prefill", wanted, ask=ask)
+            ask = ask and most == wanted
+            if tokens <= most:
+                break
+            if ("prefill", "prompt_only") not in self._router.routes:
+                raise RunError(
+                    f"expected a prompt of at most {most} tokens, since this plan has no schedule 'prompt_only' for "
+                    f"prefill, found {tokens}; compile the model with --prompt {low}:{tokens}"
+                )
             # The last chunk must not be shorter than the phase allows: the one before it leaves it enough.
-            chunk = high if tokens - high >= low else tokens - low
+            chunk = most if tokens - most >= low else tokens - low
             if chunk < low:
                 raise RunError(
-                    f"expected a prompt that can be cut into parts of {low} to {high} tokens, found {tokens} left "
+                    f"expected a prompt that can be cut into parts of {low} to {most} tokens, found {tokens} left "
                     f"over; compile the model with --prompt 1:{high}"
                 )
             yield chunk

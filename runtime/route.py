@@ -81,7 +81,14 @@ class Router:
             for phase in plan.phases
             for schedule in phase.schedules
         }
+        self.lacks: Callable[[str, int], None] = lambda phase, rows: None
         worker.settle = self._settle
+
+    @property
+    def runners(self) -> list[SegmentRunner]:
+        """That of every bucket of every static segment."""
+        routes = [route for routes in self.routes.values() for route in routes if isinstance(route, StaticRoute)]
+        return [runner for route in routes for runner in route.runners]
 
     def close(self) -> None:
         """Wait for the steps in progress and let no other begin."""
@@ -106,6 +113,16 @@ class Router:
             except BaseException:
                 self._drain()
                 raise
+
+    def most_rows(self, phase: str, rows: int, *, ask: bool) -> int:
+        """How many of these rows one call of the phase may have now. To `ask` is to have the code for all of them built
+        if it is not there. Raises RunError where that is not allowed."""
+        most = self._backend.most_rows(phase, rows)
+        if most < rows and ask:
+            self.lacks(phase, rows)
+        if not most:
+            raise RunError(f"expected kernels of {phase} for {rows} rows, found none built; compile the model again")
+        return most
 
     def begin(self) -> Step:
         """A step: what is run with it is launched behind all steps before it."""

@@ -4,6 +4,7 @@
                     QUEUED -> REFUSED (why)
                     QUEUED -> WARM          (the worker crashed: nobody will build it)
                               BUILT -> QUARANTINED (report)
+                    any    -> COLD          (other code serves from now on)
 
 A runner exists for each (phase, schedule, segment, bucket). Everything here is called under the worker's lock.
 """
@@ -37,7 +38,7 @@ class State(StrEnum):
     """its graph computed something else than the plain run; runs plainly for good"""
 
 
-NEXT: dict[State, frozenset[State]] = {
+NEXT: dict[State, frozenset[State]] = {  # but for COLD, which `renew` returns to from anywhere
     State.COLD: frozenset({State.WARM}),
     State.WARM: frozenset({State.QUEUED}),
     State.QUEUED: frozenset({State.BUILT, State.REFUSED, State.WARM}),
@@ -119,6 +120,16 @@ class SegmentRunner:
         graph, self.graph = self.graph, None
         assert graph is not None
         return graph
+
+    def renew(self) -> Graph | None:
+        """Other code serves from now on: nothing that was found out holds. The graph if there is one, to be released by
+        the caller."""
+        if self.uses:
+            raise IllegalTransition(f"{self.name}: renewed while {self.uses} steps use its graph")
+        if self.state is not State.COLD:
+            self.history.append(f"{self.state} -> {State.COLD}")
+        self.state, self.why, self.report, self.aborted_checks = State.COLD, "", None, 0
+        return self.forget()
 
     def forget(self) -> Graph | None:
         """The graph if there is one, to be released by the caller: the session ends, so the state stays as it was."""

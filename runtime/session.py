@@ -15,6 +15,7 @@ from hjgc.runtime.gate import Gate
 from hjgc.runtime.report import flat_numbers, make_report
 from hjgc.runtime.request import Request
 from hjgc.runtime.route import Router
+from hjgc.runtime.supply import CodeSource, Supply
 from hjgc.runtime.turns import Turns
 from hjgc.runtime.worker import CaptureWorker
 
@@ -35,9 +36,18 @@ class Session:
     exception). No lock is held while it builds. `close()` waits for the step and the build in progress, not for the
     request: that one gets SessionClosed at its next step, and so do those who wait.
 
-    Raises RunError for a plan that it cannot serve."""
+    `source` says what of the plan's device code is there and has the rest built, in another process; it is taken in
+    between two requests. Raises RunError for a plan that it cannot serve."""
 
-    def __init__(self, plan: Plan, backend: Backend, *, graph_bytes: int = GRAPH_BYTES, capture: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        *,
+        graph_bytes: int = GRAPH_BYTES,
+        capture: bool = True,
+        source: CodeSource | None = None,
+    ) -> None:
         _check_plan(plan, backend)
         if graph_bytes < 0:
             raise RunError(f"expected a budget of 0 bytes or more for graphs, found {graph_bytes}")
@@ -46,10 +56,13 @@ class Session:
         self._turns = Turns()
         self._worker = CaptureWorker(backend, Gate(plan, backend), self._turns, graph_bytes)
         self._router = Router(plan, backend, self._worker)
+        self._supply = None if source is None else Supply(source, self._turns, self._router, self._worker)
         self._closing = threading.Lock()
         self._closed = False
         if capture:
             self._worker.start()
+        if self._supply is not None:
+            self._supply.start()
 
     def request(
         self, *, process: LogitsProcessor | None = None, logits: bool = False, deadline: float | None = None
@@ -76,11 +89,16 @@ class Session:
         Graphs are checked only while no request is active: called inside a request, it waits for its timeout."""
         return self._worker.wait(timeout)
 
+    def wait_built(self, timeout: float | None = None) -> bool:
+        """Wait until no code is left to build, or to take in between two requests. False after `timeout` seconds."""
+        return self._supply is None or self._supply.wait(timeout)
+
     def report(self) -> dict[str, Any]:
         """Every segment with its state, hits, bytes and reasons, the worker, the budget, the requests, the steps
-        launched ahead, the memory: JSON-able."""
+        launched ahead, the memory, the code that serves and what was built since: JSON-able."""
         memory = self._backend.memory()
-        return make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns, memory)
+        report = make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns, memory)
+        return {**report, "code": None if self._supply is None else self._supply.report()}
 
     def metrics(self) -> dict[str, int | float]:
         """The numbers of the report, flat, by dotted name."""
@@ -94,6 +112,8 @@ class Session:
             self._closed = True
             self._turns.close()
             self._router.close()
+            if self._supply is not None:
+                self._supply.close()
             try:
                 self._worker.close()
             finally:

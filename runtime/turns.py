@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 from hjgc.plan_format.errors import RunError
 from hjgc.runtime.errors import Cancelled, DeadlineExceeded, SessionClosed
@@ -98,6 +99,19 @@ class Turns:
         with self._changed:
             ticket.cancelled = True
             self._changed.notify_all()
+
+    @contextmanager
+    def between(self) -> Generator[None]:
+        """The device between two requests, for what changes how it serves: a place in the queue like any other, counted
+        as no request. Raises SessionClosed."""
+        ticket = Ticket()
+        with self._changed:
+            self._wait(ticket)
+        try:
+            yield
+        finally:
+            self._release(ticket)
+            self._tell_if_idle()
 
     def take_if_idle(self) -> bool:
         """The gate's turn: True if nobody held the device or waited for it. Never waits."""

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,8 @@ class CaptureWorker:
         self._queue: deque[SegmentRunner] = deque()
         self._built: deque[SegmentRunner] = deque()
         self._starved = self._pacing = self._closing = False
+        self._building = threading.Lock()
+        self.renewed = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -132,6 +135,27 @@ class CaptureWorker:
                 self._queue.append(runner)
                 self._tell()
 
+    @contextmanager
+    def renewing(self, runners: Collection[SegmentRunner]) -> Generator[None]:
+        """For who holds the device between two requests: the block changes the code that these runners run, so they are
+        cold again and their graphs go. No graph is built meanwhile."""
+        self.settle()
+        with self._building:
+            with self.lock:
+                graphs = [(runner, graph) for runner in runners if (graph := self._renew(runner)) is not None]
+                self._settled.notify_all()
+            for runner, graph in graphs:
+                self._release(runner, graph)
+            yield
+
+    def _renew(self, runner: SegmentRunner) -> Graph | None:
+        for line in (self._queue, self._built):
+            if runner in line:
+                line.remove(runner)
+        self._gate.forget(runner)
+        self.renewed += runner.state is not State.COLD
+        return runner.renew()
+
     @property
     def accepts(self) -> bool:
         return self.state == "running" and not self._closing
@@ -185,14 +209,19 @@ class CaptureWorker:
             built = self._built[0] if self._built else None
             queued = self._queue[0] if self._queue else None
         if built is not None and self._turns.take_if_idle():
-            self._check(built)
+            if built.state is State.BUILT:
+                self._check(built)
+            else:  # renewed in the meantime
+                self._turns.give_back_gate()
             return 0
         if queued is None:
             return UNTIL_NEWS
         pause = self._until_next_build()
         if pause > 0:
             return pause
-        return 0 if self._build(queued) else UNTIL_NEWS
+        with self._building:
+            done = queued.state is not State.QUEUED or self._build(queued)
+        return 0 if done else UNTIL_NEWS
 
     def _until_next_build(self) -> float:
         """Seconds. Says first that it waits, then looks: so the last request cannot leave unnoticed in between."""
@@ -354,6 +383,7 @@ class CaptureWorker:
             "queued": len(self._queue),
             "unchecked": len(self._built),
             "builds": self.builds,
+            "renewed": self.renewed,
             "builds_beside_requests": self.builds_beside_requests,
             "build_seconds": round(self.build_seconds, 6),
             "longest_build": round(self.longest_build, 6),

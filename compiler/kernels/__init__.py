@@ -4,12 +4,12 @@ adding one is adding its file."""
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 from functools import cache
 from pathlib import Path
 
 from hjgc.compiler.kernels.declaration import Template
+from hjgc.plan_format import building
 from hjgc.plan_format.errors import CompileError
 
 FOLDER = Path(__file__).parent
@@ -53,11 +53,12 @@ def triton_is_missing(name: str) -> CompileError:
 
 def template_digest(name: str, folder: Path = FOLDER) -> str:
     """sha256 of the text of the template's file and of every file of this folder that it imports, by name."""
-    total = hashlib.sha256()
-    for path in sorted(_files(folder / f"{name}.py")):
-        text = path.read_bytes()
-        total.update(f"{path.name}:{len(text)}:".encode() + text)
-    return total.hexdigest()
+    return building.template_digest(template_files(name, folder))
+
+
+def template_files(name: str, folder: Path = FOLDER) -> dict[str, bytes]:
+    """The text of the template's file and of every file of this folder that it imports, by name."""
+    return {path.name: path.read_bytes() for path in sorted(_files(folder / f"{name}.py"))}
 
 
 def _files(start: Path) -> set[Path]:

@@ -6,12 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from hjgc.compiler.kernels.declaration import AxisValue
-from hjgc.compiler.kernels.prefill_tiles import RANGES, tiles
+from hjgc.compiler.kernels.prefill_tiles import RANGES, Tile, tiles
 from hjgc.compiler.kernels.tiles import Dims, choose_decode
 from hjgc.plan_format.structs import DTypes
 
 RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "gated_linear"})
 """Ops whose tiles depend on the rows; the others have one choice for all."""
+
+
+PORTABLE = "compute_80"
+"""What stands in for a chip that a plan has no code for: chosen so that few variants serve all rows."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Choice:
 
 def range_ends(target: str, most: int) -> tuple[int, ...]:
     """The last row count of each range, for calls of up to `most` rows."""
-    del target
+    if target == PORTABLE:  # its tiles hardly differ with the rows, and every variant costs room in the plan
+        return (most,)
     return (*(end for end in RANGES if end < most), most)
 
 
@@ -44,7 +49,18 @@ def choose_prefill(
     if op == "join":
         axes["splits"] = parts
     step = _product_step(dims["N"], dims["K"]) if op == "linear_parts" else op
-    return Choice(f"prefill_{op}", {**axes, "dtype": dtypes.compute, **tiles(rows, target)[step]})
+    tile = tiles(rows, target)[step]
+    if axes.get("head_norm") is True:
+        tile = _of_whole_heads(tile, dims["D"])
+    return Choice(f"prefill_{op}", {**axes, "dtype": dtypes.compute, **tile})
+
+
+def _of_whole_heads(tile: Tile, head_size: int) -> Tile:
+    """The tile, or one as wide as heads need that are normalised where they are made: no head may straddle pieces."""
+    head = 1 << (head_size - 1).bit_length()
+    if int(tile["block_n"]) % head == 0 and int(tile["extra_n"]) % head == 0:
+        return tile
+    return {**tile, "block_m": 64, "extra_m": 0, "block_n": max(64, head), "extra_n": 0, "stages": 3, "swap": False}
 
 
 def _product_step(outputs: int, columns: int) -> str:

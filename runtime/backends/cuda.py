@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
-from hjgc.plan_format.structs import Operand, State
-from hjgc.runtime.backend import LogitsProcessor, MemoryRef
+from hjgc.plan_format.structs import Operand, Plan, State
+from hjgc.runtime.backend import BackendRefused, LogitsProcessor, MemoryRef
 from hjgc.runtime.backends.cuda_code import Code
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
+from hjgc.runtime.backends.cuda_rows import Rows
 from hjgc.runtime.backends.cuda_staging import Tokens, Uploads
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES, load_weights
 from hjgc.runtime.backends.element_types import from_float32, to_float32
@@ -50,15 +52,23 @@ class CudaBackend:
     thread_pools = False
 
     def __init__(
-        self, file: PlanFile, weights: Path, *, driver: Driver | None = None, target: str | None = None
+        self,
+        file: PlanFile,
+        weights: Path,
+        *,
+        driver: Driver | None = None,
+        plan: Plan | None = None,
+        target: str | None = None,
+        built: Mapping[int, BuiltVariant] | None = None,
     ) -> None:
-        """Loads the code of `target`, by default the device's own, and the weights. Raises PlanError (not for this
-        device, damaged), RunError (no device)."""
+        """Loads the code of `target`, by default the device's own, and the weights. `plan` is the file's, or one made
+        from it that has further targets and variants; `built` are variants that were built since. Raises PlanError (not
+        for this device, damaged), RunError (no device)."""
         self._driver = driver or Driver()
         self._target = target or self._driver.target
-        self._plan = file.plan
+        self._plan = plan or file.plan
+        self._built = built or {}
         self._undo: list[Callable[[], None]] = [self._driver.close]
-        self._chains: dict[tuple[str, tuple[int, ...]], Chain] = {}
         self._graph_bytes = 0
         try:
             self._open(file, weights)
@@ -69,20 +79,29 @@ class CudaBackend:
     def _open(self, file: PlanFile, weights: Path) -> None:
         self._free_at_open, _ = self._driver.free_bytes()
         self._stream, self._upload_stream = self._make_stream(), self._make_stream()
-        code = Code(self._driver, file, self._target)
-        self._undo.append(code.close)
+        self._code = Code(self._driver, file, self._plan, self._target, self._built)
+        self._undo.append(self._code.close)
         self._memory = DeviceMemory(self._driver, self._plan, self._stream)
         self._undo.append(self._memory.close)
         self._open_staging()
-        self._kernels = Kernels(self._driver, self._plan, self._target, code.functions, self._memory)
-        self._kernels.bind_all()
-        self._builders = {phase.name: GraphBuilder(self._kernels, phase) for phase in self._plan.phases}
+        self._use(self._bound(self._target))
         constants = np.frombuffer(file.section("constants"), np.uint8)
         for i, constant in enumerate(self._plan.constants):
             data = constants[constant.offset : constant.offset + constant.length]
             self._memory.write(self._memory.address("constant", i), data)
         load_weights(self._driver, self._plan, file.path, weights, self._memory)
         self._driver.wait(self._stream)
+
+    def _bound(self, target: str) -> Kernels:
+        kernels = Kernels(self._driver, self._plan, target, self._code.loaded, self._memory)
+        kernels.bind_all()
+        return kernels
+
+    def _use(self, kernels: Kernels) -> None:
+        self._kernels, self._target = kernels, kernels.target
+        self._chains: dict[tuple[str, tuple[int, ...]], Chain] = {}
+        self._builders = {phase.name: GraphBuilder(kernels, phase) for phase in self._plan.phases}
+        self._rows = Rows(self._plan.phases, kernels.target, lambda index: kernels.loaded[index] is not None)
 
     def _open_staging(self) -> None:
         """Page-locked slots for what goes up with each prompt and down with each token."""
@@ -154,8 +173,32 @@ class CudaBackend:
     def _place(self, operand: Operand) -> tuple[int, State]:
         return self._memory.address(operand.space, operand.index), self._plan.states[operand.index]
 
+    def most_rows(self, phase: str, rows: int) -> int:
+        return self._rows.most(phase, rows)
+
+    def missing(self, phase: str, rows: int) -> tuple[int, ...]:
+        return self._rows.missing(phase, rows)
+
+    def load(self, index: int, built: BuiltVariant) -> None:
+        self._driver.make_current()
+        self._code.load(index, built)
+        self._rows.refresh()
+
+    def prepare(self, target: str) -> Callable[[], None]:
+        kernels = self._bound(target)
+
+        def switch() -> None:
+            self._driver.make_current()
+            self._driver.wait(self._stream)  # a step that was launched ahead for nobody may still run
+            self._use(kernels)
+            self._code.unload(tuple(name for name in self._plan.targets if name != target))
+
+        return switch
+
     def build(self, phase: str, launches: Sequence[int], bucket: int) -> CudaGraph:
         self._driver.make_current()
+        if self._rows.missing(phase, bucket):
+            raise BackendRefused(f"the kernels for {bucket} rows are not built")
         graph = self._builders[phase].build(launches, bucket)
         try:
             executable = self._driver.instantiate(graph, self._upload_stream)

@@ -1,54 +1,84 @@
-"""How does device code in a plan become functions that may be launched on this device?"""
+"""How does device code, from a plan or built since, become functions that may be launched on this device?"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError
-from hjgc.plan_format.structs import HostCall, Plan, RowsCall, TemplateCall, Variant
+from hjgc.plan_format.structs import BuiltCode, HostCall, Plan, RowsCall, TemplateCall
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError, Handle
 
 PARAMETER_BYTES = {"pointer": 8, "scratch": 8, "int32": 4, "int64": 8, "float32": 4, "tensor_map": 128}
 
 
-class Code:
-    """The variants of one target, loaded: `functions[i]` belongs to `plan.variants[i]`, None for other targets."""
+@dataclass(frozen=True)
+class Loaded:
+    """A variant on this device: its function, and how it is launched."""
 
-    def __init__(self, driver: Driver, file: PlanFile, target: str) -> None:
-        self._driver, self._file, self._target = driver, file, target
-        self._modules: list[Handle] = []
-        check_target(file, target)
+    function: Handle
+    threads: int
+    shared_bytes: int
+
+
+class Code:
+    """The variants of one target, loaded: `loaded[i]` belongs to `plan.variants[i]`, None for one of another target and
+    for one that is not built. `built` goes before what the plan's file holds."""
+
+    def __init__(
+        self, driver: Driver, file: PlanFile, plan: Plan, target: str, built: Mapping[int, BuiltVariant]
+    ) -> None:
+        self._driver, self._file, self._plan = driver, file, plan
+        self._modules: dict[int, Handle] = {}
+        self.loaded: list[Loaded | None] = [None] * len(plan.variants)
+        check_target(file, plan, target)
         try:
-            self.functions = [self._function(i, variant) for i, variant in enumerate(file.plan.variants)]
+            for index, variant in enumerate(plan.variants):
+                if index in built:
+                    self.load(index, built[index])
+                elif variant.target == target and variant.built is not None:
+                    self._load_planned(index, variant.built)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        while self._modules:
-            self._driver.unload_module(self._modules.pop())
+        self.unload(self._plan.targets)
 
-    def _function(self, index: int, variant: Variant) -> Handle | None:
-        if variant.target != self._target:
-            return None
-        place = f"$.variants[{index}]"
-        code = self._checked_bytes(variant, place)
+    def unload(self, targets: tuple[str, ...]) -> None:
+        """Give back the code of these targets, which nothing launches any more."""
+        for index in [i for i in self._modules if self._plan.variants[i].target in targets]:
+            self.loaded[index] = None
+            self._driver.unload_module(self._modules.pop(index))
+
+    def load(self, index: int, built: BuiltVariant) -> None:
+        """Take in a variant that was built since. Raises PlanError for what the driver refuses."""
+        self._load(index, built.entry, built.threads, built.shared_bytes, built.code)
+
+    def _load_planned(self, index: int, built: BuiltCode) -> None:
+        code = self._checked_bytes(built, f"$.variants[{index}].built")
+        self._load(index, built.entry, built.threads, built.shared_bytes, code)
+
+    def _load(self, index: int, entry: str, threads: int, shared_bytes: int, code: bytes) -> None:
         try:
-            self._modules.append(self._driver.load_module(code))
-            function = self._driver.function(self._modules[-1], variant.entry, variant.shared_bytes)
+            module = self._driver.load_module(code)
+            self._modules[index] = module
+            function = self._driver.function(module, entry, shared_bytes)
         except DriverError as error:
             raise PlanError(
                 self._file.path,
-                f"expected code for {variant.target}, found what the driver refuses: {error}",
-                field=f"{place}.code",
+                f"expected code for {self._plan.variants[index].target}, found what the driver refuses: {error}",
+                field=f"$.variants[{index}].built.code",
                 next_step="compile the model again for this device",
             ) from None
-        self._check_parameters(variant, self._driver.parameter_widths(function), place)
-        return function
+        self._check_parameters(index, self._driver.parameter_widths(function))
+        self.loaded[index] = Loaded(function, threads, shared_bytes)
 
-    def _checked_bytes(self, variant: Variant, place: str) -> bytes:
-        code = variant.code
+    def _checked_bytes(self, built: BuiltCode, place: str) -> bytes:
+        code = built.code
         data = self._file.section(code.section)[code.offset : code.offset + code.length]
         if hashlib.sha256(data).hexdigest() != code.sha256:
             raise PlanError(
@@ -59,16 +89,15 @@ class Code:
             )
         return data
 
-    def _check_parameters(self, variant: Variant, found: tuple[int, ...], place: str) -> None:
-        expected = tuple(PARAMETER_BYTES[kind] for kind in variant.parameters)
+    def _check_parameters(self, index: int, found: tuple[int, ...]) -> None:
+        expected = tuple(PARAMETER_BYTES[kind] for kind in self._plan.variants[index].parameters)
         if found != expected:
             problem = f"expected parameters of {list(expected)} bytes, found code that takes {list(found)}"
-            raise PlanError(self._file.path, problem, field=f"{place}.parameters")
+            raise PlanError(self._file.path, problem, field=f"$.variants[{index}].parameters")
 
 
-def check_target(file: PlanFile, target: str) -> None:
+def check_target(file: PlanFile, plan: Plan, target: str) -> None:
     """Every launch must be a kernel of this device's, or the host's. Raises PlanError."""
-    plan: Plan = file.plan
     if target not in plan.targets:
         raise PlanError(
             file.path,

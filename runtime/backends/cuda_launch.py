@@ -23,6 +23,7 @@ from hjgc.plan_format.structs import (
     call_for,
     template_calls,
 )
+from hjgc.runtime.backends.cuda_code import Loaded
 from hjgc.runtime.backends.cuda_driver import TENSOR_MAP_BYTES, Driver, Handle, LaunchShape
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 
@@ -32,13 +33,13 @@ TENSOR_MAP_ALIGNMENT = 64
 
 
 class Kernels:
-    """What binding a launch of any phase needs: the target's variants as loaded functions, and the memory. Calls whose
+    """What binding a launch of any phase needs: the target's variants as far as loaded, and the memory. Calls whose
     parameters never change are bound once and shared by all that launch them, from any thread."""
 
     def __init__(
-        self, driver: Driver, plan: Plan, target: str, functions: Sequence[Handle | None], memory: DeviceMemory
+        self, driver: Driver, plan: Plan, target: str, loaded: Sequence[Loaded | None], memory: DeviceMemory
     ) -> None:
-        self.driver, self.plan, self.target, self.functions, self.memory = driver, plan, target, functions, memory
+        self.driver, self.plan, self.target, self.loaded, self.memory = driver, plan, target, loaded, memory
         self._shared: dict[tuple[str, str, int], BoundCall] = {}
         self._pdl_edges = {
             phase.name: {(edge.before, edge.after) for edge in phase.edges if edge.kind == "pdl"}
@@ -46,11 +47,12 @@ class Kernels:
         }
 
     def bind_all(self) -> None:
-        """Bind every call there is, so that no request does: a few microseconds each."""
+        """Bind every call whose variant is there, so that no request does: a few microseconds each."""
         for phase in self.plan.phases:
             for launch in phase.launches:
                 for call in template_calls(launch.kernels[self.target]):
-                    self.bound(phase, launch, call)
+                    if self.loaded[call.variant] is not None:
+                        self.bound(phase, launch, call)
 
     def call(self, launch: Launch, tokens: int) -> TemplateCall | None:
         """What serves so many rows."""
@@ -80,7 +82,10 @@ class BoundCall:
 
     def __init__(self, kernels: Kernels, phase: Phase, launch: Launch, call: TemplateCall) -> None:
         self._variant = kernels.plan.variants[call.variant]
-        self.function = kernels.functions[call.variant]
+        loaded = kernels.loaded[call.variant]
+        if loaded is None:
+            raise RunError(f"expected code for launch {launch.name!r} on {kernels.target}, found a variant not built")
+        self._loaded, self.function = loaded, loaded.function
         self._grid = call.grid
         self._sizes = _key_names(phase.sizes)
         self._offsets, size = _offsets(self._variant)
@@ -130,7 +135,7 @@ class BoundCall:
         for slot, kind, value in self._varying:
             self._put(slot, kind, evaluate(value, sizes))
         x, y, z = (evaluate(axis, sizes) for axis in self._grid)
-        return LaunchShape((x, y, z), self._variant.threads, self._variant.shared_bytes)
+        return LaunchShape((x, y, z), self._loaded.threads, self._loaded.shared_bytes)
 
 
 class Chain:

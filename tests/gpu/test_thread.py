@@ -99,8 +99,10 @@ def with_code(plan: Path, folder: Path, code: bytes, **changes: Any) -> Path:
     with load(plan) as file:
         old: Plan = file.plan
     reference = {"offset": 0, "length": len(code), "sha256": hashlib.sha256(code).hexdigest(), **changes}
-    variant = old.variants[0]
-    other = msgspec.structs.replace(variant, code=msgspec.structs.replace(variant.code, **reference))
+    built = old.variants[0].built
+    assert built is not None
+    changed = msgspec.structs.replace(built, code=msgspec.structs.replace(built.code, **reference))
+    other = msgspec.structs.replace(old.variants[0], built=changed)
     path = folder / "other.hjg"
     save(path, msgspec.structs.replace(old, variants=(other,)), sections={"cubin": code})
     return path
@@ -125,12 +127,12 @@ def test_code_that_is_not_what_the_plan_says_is_refused(plan: Path, tmp_path: Pa
     code = bytearray(code_of(plan))
     code[len(code) // 2] ^= 1
     line = refusal(with_code(plan, tmp_path, bytes(code), sha256="0" * 64), tmp_path)
-    assert "$.variants[0].code.sha256: expected code with the sha256 in the plan, found another" in line
+    assert "$.variants[0].built.code.sha256: expected code with the sha256 in the plan, found another" in line
 
 
 def test_damaged_code_under_a_fitting_digest_is_refused_in_the_drivers_words(plan: Path, tmp_path: Path) -> None:
     line = refusal(with_code(plan, tmp_path, code_of(plan)[:1000]), tmp_path)
-    assert "$.variants[0].code: expected code for sm_90" in line
+    assert "$.variants[0].built.code: expected code for sm_90" in line
     assert "CUDA_ERROR_" in line
 
 

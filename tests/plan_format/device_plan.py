@@ -10,6 +10,7 @@ import hashlib
 
 import numpy as np
 
+from hjgc.plan_format.building import template_digest
 from hjgc.plan_format.hazards import schedule_edges
 from hjgc.plan_format.ledger import make_ledger
 from hjgc.plan_format.sizes import Binary, Expression, Size, SizeDeclaration
@@ -18,6 +19,7 @@ from hjgc.plan_format.structs import (
     Argument,
     AttributeArgument,
     Buffer,
+    BuiltCode,
     CaptureKey,
     CodeReference,
     DTypes,
@@ -35,6 +37,7 @@ from hjgc.plan_format.structs import (
     StaticSegment,
     Template,
     TemplateCall,
+    TemplateFile,
     ValueArgument,
     Variant,
     Weight,
@@ -46,6 +49,7 @@ ROWS, COLUMNS, LAUNCHES = 32, 128, 5
 BUCKETS = (2, 4, 8, 16, 32)
 TARGETS = ("sm_90", "sm_100")
 CODE_BYTES = 1000
+TEXT = b"# helper\n\nTEMPLATE = None\n"
 ARGUMENTS: tuple[Argument, ...] = (
     OperandArgument(0),
     OperandArgument(1),
@@ -57,8 +61,8 @@ ARGUMENTS: tuple[Argument, ...] = (
 
 
 def device_sections() -> dict[str, bytes]:
-    """The code that goes with the plan."""
-    return {"cubin": np.random.default_rng(3).bytes(len(TARGETS) * CODE_BYTES)}
+    """The code and the text that go with the plan."""
+    return {"cubin": np.random.default_rng(3).bytes(len(TARGETS) * CODE_BYTES), "templates": TEXT}
 
 
 def device_weights() -> bytes:
@@ -85,7 +89,7 @@ def device_plan() -> Plan:
         parameters=parameter_block(),
         arena_bytes=arena,
         phases=(phase,),
-        templates=(Template("rms_norm", _digest(b"rms_norm"), ("columns", "pdl", "warps")),),
+        templates=(_template(),),
         variants=tuple(_variant(i, code) for i in range(len(TARGETS))),
         ledger=make_ledger(weights, arena, (), (), parameter_block(), (phase,)),
     )
@@ -96,19 +100,25 @@ def _weight(index: int) -> Weight:
     return Weight(f"norm{index}", "float16", (COLUMNS,), size, (Source(0, index * size, size, "float16", (COLUMNS,)),))
 
 
+def _template() -> Template:
+    files = {"helper.py": TEXT[:10], "rms_norm.py": TEXT[10:]}
+    texts = (
+        TemplateFile("helper.py", 0, 10, _digest(TEXT[:10])),
+        TemplateFile("rms_norm.py", 10, len(TEXT) - 10, _digest(TEXT[10:])),
+    )
+    return Template("rms_norm", template_digest(files), ("columns", "pdl", "warps"), texts)
+
+
 def _variant(index: int, code: bytes) -> Variant:
     start = index * CODE_BYTES
+    reference = CodeReference("cubin", start, CODE_BYTES, _digest(code[start : start + CODE_BYTES]))
     return Variant(
         template=0,
         target=TARGETS[index],
         axes={"columns": COLUMNS, "pdl": True, "warps": 4},
-        entry="rms_norm",
         parameters=("pointer", "pointer", "pointer", "pointer", "float32", "int64", "scratch", "scratch"),
-        threads=128,
-        shared_bytes=64,
-        code=CodeReference("cubin", start, CODE_BYTES, _digest(code[start : start + CODE_BYTES])),
         pdl=True,
-        registers=32,
+        built=BuiltCode("rms_norm", 128, 64, reference, registers=32),
     )
 
 

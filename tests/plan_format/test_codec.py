@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from hjgc.plan_format import DebugMap, InputError, Plan, PlanError, decode, encode, load, save
-from hjgc.plan_format.structs import LaunchDebug, Note, PhaseDebug
-from tests.plan_format.device_plan import device_plan, device_sections
+from hjgc.plan_format.structs import LaunchDebug, Note, PhaseDebug, TemplateFile
+from tests.plan_format.device_plan import TEXT, device_plan, device_sections
 from tests.plan_format.files import take_apart, with_section
 from tests.plans import CONSTANTS, small_plan
 
+replace = msgspec.structs.replace
 PATH = Path("p.hjg")
 ENDLESS = 1_000_000
 
@@ -157,3 +158,40 @@ def test_a_debug_map_that_does_not_belong_is_refused(tmp_path: Path, change: Any
     path.write_bytes(with_section(parts, b"debug", in_tree(change)(parts[1].data)))
     with load(path) as file, pytest.raises(PlanError, match=words):
         file.debug()
+
+
+def test_the_text_of_a_template_is_read_file_by_file(device: Path) -> None:
+    with load(device) as file:
+        assert file.template_text(0) == {"helper.py": TEXT[:10], "rms_norm.py": TEXT[10:]}
+
+
+def test_a_template_may_come_without_its_text(tmp_path: Path) -> None:
+    plan = device_plan()
+    bare = replace(plan, templates=(replace(plan.templates[0], files=()),))
+    save(tmp_path / "plan.hjg", bare, sections={"cubin": device_sections()["cubin"]})
+    (tmp_path / "norms.bin").write_bytes(b"")
+    with load(tmp_path / "plan.hjg") as file:
+        assert file.template_text(0) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"digest": "0" * 64}, r"templates\[0\]\.digest: expected text with the sha256 0000"),
+        (
+            {"files": (TemplateFile("rms_norm.py", 0, 10, "0" * 64),)},
+            r"templates\[0\]\.files\[0\]\.sha256: expected text",
+        ),
+    ],
+)
+def test_text_that_is_not_the_templates_is_refused_when_it_is_read(
+    change: dict[str, Any], place: str, tmp_path: Path
+) -> None:
+    plan = device_plan()
+    save(
+        tmp_path / "plan.hjg",
+        replace(plan, templates=(replace(plan.templates[0], **change),)),
+        sections=device_sections(),
+    )
+    with load(tmp_path / "plan.hjg") as file, pytest.raises(PlanError, match=place):
+        file.template_text(0)

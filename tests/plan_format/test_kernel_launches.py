@@ -119,3 +119,11 @@ def test_what_is_neither_an_input_nor_written_may_not_be_read(plan: Plan) -> Non
     swapped = (Operand("x", "buffer", 1, "read"), first.operands[1], Operand("y", "buffer", 0, "write"))
     with pytest.raises(PlanError, match=r"expected 'x1' written before launch 0"):
         check(with_phase(plan, launches=(replace(first, operands=swapped), *rest)))
+
+
+def test_a_variant_may_be_left_to_be_built_later_and_its_calls_are_checked_all_the_same(plan: Plan) -> None:
+    unbuilt = replace(plan, variants=(replace(plan.variants[0], built=None),))
+    check(unbuilt)
+    fewer = replace(unbuilt.variants[0], parameters=unbuilt.variants[0].parameters[1:])
+    with pytest.raises(PlanError, match=r"arguments: expected 5, found 6"):
+        check(replace(unbuilt, variants=(fewer,)))

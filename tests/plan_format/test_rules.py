@@ -20,7 +20,7 @@ from tests.plan_format.device_plan import device_plan, device_sections
 from tests.plans import CONSTANTS, small_plan
 
 Change = Callable[[dict[str, Any]], None]
-SECTIONS = {"constants": len(CONSTANTS), "cubin": len(device_sections()["cubin"])}
+SECTIONS = {"constants": len(CONSTANTS), **{kind: len(data) for kind, data in device_sections().items()}}
 D = "0" * 64
 TOKENS = {"type": "size", "name": "tokens"}
 
@@ -427,18 +427,31 @@ DEVICE: list[tuple[str, Change, str]] = [
     ("a variant for another chip", put("variants.0.target", "sm_80"), r"\$\.variants\[0\]\.target"),
     ("a variant without its axes", put("variants.0.axes", {}), r"\$\.variants\[0\]\.axes"),
     ("an axis with an escape", put("variants.0.axes.warps", "\x1b"), r"\$\.variants\[0\]\.axes\.warps"),
-    ("no symbol", put("variants.0.entry", "a b"), r"\$\.variants\[0\]\.entry"),
-    ("33 threads", put("variants.0.threads", 33), r"\$\.variants\[0\]\.threads"),
-    ("much shared memory", put("variants.0.shared_bytes", 1 << 21), r"\$\.variants\[0\]\.shared_bytes"),
-    ("many registers", put("variants.0.registers", 256), r"\$\.variants\[0\]\.registers"),
+    ("no symbol", put("variants.0.built.entry", "a b"), r"\$\.variants\[0\]\.built\.entry"),
+    ("33 threads", put("variants.0.built.threads", 33), r"\$\.variants\[0\]\.built\.threads"),
+    ("much shared memory", put("variants.0.built.shared_bytes", 1 << 21), r"\$\.variants\[0\]\.built\.shared_bytes"),
+    ("many registers", put("variants.0.built.registers", 256), r"\$\.variants\[0\]\.built\.registers"),
     ("many parameters", put("variants.0.parameters", ["scratch"] * 129), r"\$\.variants\[0\]\.parameters"),
-    ("code past the section", put("variants.0.code.offset", 1001), r"\$\.variants\[0\]\.code: expected a range"),
-    ("code before it", put("variants.0.code.offset", -1), r"\$\.variants\[0\]\.code"),
-    ("no code", put("variants.0.code.length", 0), r"\$\.variants\[0\]\.code"),
+    (
+        "code past the section",
+        put("variants.0.built.code.offset", 1001),
+        r"\$\.variants\[0\]\.built\.code: expected a range",
+    ),
+    (
+        "text past its section",
+        put("templates.0.files.1.length", 99),
+        r"templates\[0\]\.files\[1\]: expected a range ins",
+    ),
+    ("no text", put("templates.0.files.0.length", 0), r"templates\[0\]\.files\[0\]: expected a range inside"),
+    ("a file twice", put("templates.0.files.0.name", "rms_norm.py"), r"templates\[0\]\.files"),
+    ("text of no digest", put("templates.0.files.0.sha256", "0"), r"templates\[0\]\.files\[0\]\.sha256"),
+    ("a target with an escape", put("templates.0.only", "\x1b"), r"templates\[0\]\.only"),
+    ("code before it", put("variants.0.built.code.offset", -1), r"\$\.variants\[0\]\.built\.code"),
+    ("no code", put("variants.0.built.code.length", 0), r"\$\.variants\[0\]\.built\.code"),
     (
         "code of another section",
-        put("variants.0.code.section", "ptx"),
-        r"\$\.variants\[0\]\.code\.section: expected .*cubin",
+        put("variants.0.built.code.section", "ptx"),
+        r"\$\.variants\[0\]\.built\.code\.section: expected .*cubin",
     ),
     ("no range of rows", ranges(), r"kernels\.sm_90\.ranges: expected rising to 32"),
     ("ranges that fall", ranges(16, 8, 32), r"kernels\.sm_90\.ranges: expected rising to 32"),
@@ -458,7 +471,7 @@ DEVICE: list[tuple[str, Change, str]] = [
     ("a map with a huge box", tensor_map(box=[64, 257]), r"arguments\[0\]\.box"),
     ("a map with a box wider than its swizzle", tensor_map(box=[128, 8]), r"arguments\[0\]\.box"),
     ("a map for a pointer", put(f"{CALL}.arguments.0", MAP), r"arguments\[0\]: expected pointer, found 'a tensor map'"),
-    ("code of no digest", put("variants.0.code.sha256", "0"), r"\$\.variants\[0\]\.code\.sha256"),
+    ("code of no digest", put("variants.0.built.code.sha256", "0"), r"\$\.variants\[0\]\.built\.code\.sha256"),
     (
         "pdl before there was any",
         all_of(put("targets.0", "sm_80"), put("variants.0.target", "sm_80")),

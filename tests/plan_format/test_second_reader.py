@@ -19,7 +19,7 @@ from hjgc.plan_format import encode, load
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Plan
 
-KINDS = ["plan", "debug", "constants", "cubin", "ptx", "islands"]
+KINDS = ["plan", "debug", "constants", "cubin", "ptx", "islands", "templates"]
 WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint32": 4, "uint8": 1, "bool": 1}
 Tree = dict[str, Any]
 

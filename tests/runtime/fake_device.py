@@ -56,6 +56,7 @@ class FakeDevice:
         self.before_launch: Callable[[str], None] = lambda name: None
         self.before_replay: Callable[[str], None] = lambda name: None
         self.before_read: Callable[[], None] = lambda: None
+        self.runnable: Callable[[str, int], int] = lambda phase, rows: rows
         self.graphs: list[FakeGraph] = []
         self.closed = False
         self.asynchronous = True
@@ -72,6 +73,9 @@ class FakeDevice:
     @property
     def living(self) -> list[FakeGraph]:
         return [graph for graph in self.graphs if not graph.released]
+
+    def most_rows(self, phase: str, rows: int) -> int:
+        return self.runnable(phase, rows)
 
     def write_parameters(self, values: Mapping[str, int | float]) -> None:
         for name, value in values.items():

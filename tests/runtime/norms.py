@@ -20,6 +20,7 @@ from hjgc.plan_format.structs import (
     FORMAT_VERSION,
     AttributeArgument,
     Buffer,
+    BuiltCode,
     CaptureKey,
     CodeReference,
     DTypes,
@@ -79,7 +80,7 @@ def norms_plan(folder: Path, *, pdl: bool = True, target: str = "sm_90") -> Plan
         arena_bytes=arena,
         phases=(phase,),
         templates=(Template("norm", "0" * 64, tuple(axes)),),
-        variants=(Variant(0, target, axes, "norm", KINDS, 128, 16, reference, pdl),),
+        variants=(Variant(0, target, axes, KINDS, pdl, BuiltCode("norm", 128, 16, reference)),),
         ledger=make_ledger(weights, arena, (cache,), (), parameter_block(), (phase,)),
     )
 

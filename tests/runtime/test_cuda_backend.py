@@ -188,7 +188,7 @@ def test_a_plan_for_another_device_is_refused_with_the_option_that_mends_it(tmp_
 
 
 def test_code_with_another_digest_than_the_plans_is_never_loaded(tmp_path: Path, driver: FakeDriver) -> None:
-    with pytest.raises(PlanError, match=r"variants\[0\].code.sha256"):
+    with pytest.raises(PlanError, match=r"variants\[0\].built.code.sha256"):
         open_backend(write_plan(tmp_path, code=CODE[::-1]), driver)
     assert "load_module" not in driver.log
 

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     help="Of weights, arithmetic and cache.  [default: float32 on the CPU, the checkpoint's on a GPU]",
 )
 @click.option("--digest", is_flag=True, help="Store the sha256 of every weight file (reads all of them).")
+@click.option(
+    "--portable/--no-portable",
+    default=True,
+    show_default=True,
+    help="Beside code for a GPU, add code that GPUs without a --target can run.",
+)
 @as_json
 def command(
     model: Path,
@@ -45,6 +51,7 @@ def command(
     context: int | None,
     dtype: str | None,
     digest: bool,
+    portable: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL, an ONNX file or a Hugging Face folder, into a plan.
@@ -63,6 +70,7 @@ def command(
             context=context,
             dtype=dtype,
             digest=digest,
+            portable=portable,
             progress=tell,
         )
     for line in compiled.notes:

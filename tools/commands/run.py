@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ EARLY = {"context": "prompt and answer fill the plan's context", "deadline": "th
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after this.")
 @click.option("--weights", type=FILE, help="The folder of the weights.  [default: the plan's folder]")
 @click.option("--device", help="Where to serve: cpu or cuda.  [default: what the plan is for]")
+@click.option("--strict", is_flag=True, help="GPU: refuse what the plan has no code for, rather than build it.")
+@click.option("--rebuild", is_flag=True, help="GPU: run no code of the plan; build all from installed templates.")
 @click.option("--stats", is_flag=True, help="Afterwards, times and graph states on standard error.")
 @as_json
 def command(
@@ -49,6 +51,8 @@ def command(
     deadline: float | None,
     weights: Path | None,
     device: str | None,
+    strict: bool,
+    rebuild: bool,
     stats: bool,
     as_json: bool,
     **sampling: float | None,
@@ -63,7 +67,7 @@ def command(
 
     with console.stages() as tell:
         tell("load")
-        llm = _open(plan, weights, device)
+        llm = _open(plan, weights, device, strict, rebuild, tell)
     with llm:
         params = dataclasses.replace(llm.defaults, max_tokens=max_tokens, stop=stop, **given)
         with llm.generate(asked, params, stream=True, deadline=deadline) as answer:
@@ -81,10 +85,18 @@ def command(
         console.note("\n".join(stats_lines(completion, report)))
 
 
-def _open(plan: Path, weights: Path | None, device: str | None) -> LLM:
+def _open(
+    plan: Path,
+    weights: Path | None,
+    device: str | None,
+    strict: bool,
+    rebuild: bool,
+    tell: Callable[[str], None],
+) -> LLM:
     from hjgc import LLM
 
-    return LLM(plan, weights=weights, device=device)
+    trust = "templates" if rebuild else "plan"
+    return LLM(plan, weights=weights, device=device, strict=strict, trust=trust, progress=tell)
 
 
 def _shown(piece: Piece, llm: LLM) -> str:
@@ -120,9 +132,25 @@ def stats_lines(completion: Completion, report: Mapping[str, Any]) -> Iterator[s
     yield f"segments on {report['target']}: {states}"
     ran = f"{totals['hits']} by graph, {totals['plain_runs']} plainly, {totals['dynamic_runs']} dynamic"
     yield f"segment runs: {ran}; graphs hold {console.size(totals['bytes'])}"
+    yield from code_lines(report["code"])
     for entry in static:
         if entry["why"]:
             yield f"{entry['phase']} {entry['schedule']} {entry['key']}: {entry['state']}: {entry['why']}"
+
+
+def code_lines(code: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is to be said of the device code: nothing where all was in the plan."""
+    if code is None:
+        return
+    if code["why"]:
+        yield f"code of {code['target']}: {code['why']}"
+    builds = code["just_in_time"]
+    if builds["built"] or builds["failed"]:
+        reasons = ", ".join(f"{count} for {reason}" for reason, count in builds["reasons"].items()) or "none"
+        yield f"kernels built just in time: {reasons}; {builds['failed']} failed; {builds['seconds']:.1f} s"
+    yield from code["swaps"]
+    for failure in builds["failures"]:
+        yield f"{failure['what']} ({failure['reason']}): {failure['why']}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
