@@ -18,7 +18,6 @@ from hjgc.compiler.rules.rule import VALUE_KEY, node_name, source_nodes
 from hjgc.compiler.tables import DTYPES, Tables
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError, InputError
-from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
 from hjgc.plan_format.structs import DTypes, State
 
@@ -269,7 +268,7 @@ class _Builder:
         """The caller's logits processor and the sampler, which no ONNX graph has."""
         history, logits = self.state_tensor("history"), self.state_tensor("logits")
         common = {"history": history, "parameters": PARAMETERS, "logits": logits}
-        self.steps.append(Step("caller_logits", "caller_logits", common, callback=LOGITS_PROCESSOR))
+        self.steps.append(Step("caller_logits", "caller_logits", common))
         sampled = self.state("sampled", "sampled", "int32", (1,))
         self.steps.append(Step("sample", "sample", {**common, "sampled": sampled}))
 
