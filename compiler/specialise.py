@@ -236,11 +236,6 @@ class _Builder:
         name = self._layer_name("rms_norm")
         self._step(node, name, "rms_norm", operands, {"y": (node.outputs[0], x.shape)}, attributes)
 
-    def _visit_HostCall(self, node: ir.Node) -> None:
-        x, callback = self._get(node, 0), node.attributes["name"].as_string()
-        name = self._layer_name("host_function")
-        self._step(node, name, "host_function", {"x": x}, {"y": (node.outputs[0], x.shape)}, callback=callback)
-
     def _visit_GatedLinear(self, node: ir.Node) -> None:
         flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]
         weight = self.tables.weight([_input(node, 2), _input(node, 3)], flags)
@@ -310,7 +305,6 @@ class _Builder:
         states: dict[str, Tensor] | None = None,
         *,
         dtype: DType | None = None,
-        callback: str = "",
     ) -> None:
         """Add a step; its outputs become tensors that later steps find by ONNX value."""
         made: dict[str, Tensor] = {}
@@ -321,7 +315,7 @@ class _Builder:
         for (role, _), value in zip((states or {}).items(), node.outputs[len(outputs) :] or node.outputs, strict=False):
             values[role] = value.metadata_props.get(VALUE_KEY) or value.name or ""
         self.steps.append(
-            Step(name, op, operands | made | (states or {}), dict(attributes or {}), source_nodes(node), values, callback)
+            Step(name, op, operands | made | (states or {}), dict(attributes or {}), source_nodes(node), values)
         )
 
 
