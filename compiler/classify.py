@@ -48,7 +48,9 @@ def _judge(program: Program, step: Step) -> Verdict:
 
 
 def _host_chain(program: Program, step: Step) -> tuple[str, ...]:
-    """The step, the ONNX value it needs on the host, and who asks for it."""
+    """The step, the ONNX node it is or the ONNX value it needs on the host, and whose function asks for it."""
+    if step.op == "host_function":
+        return (step.name, f"ONNX node {step.nodes[0]}", f"the caller's function {step.callback!r}")
     maker = next((other for other in program.steps if "logits" in other.values), None)
     value = () if maker is None else (f"ONNX value {maker.values['logits']}",)
     return (step.name, *value, "the request's logits_processor")

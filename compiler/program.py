@@ -24,7 +24,7 @@ class Tensor:
 @dataclass(frozen=True)
 class Step:
     """One op applied to tensors by role. `nodes` are the ONNX nodes it came from, `values` the ONNX value that each
-    written role holds."""
+    written role holds, `callback` the function of the caller's that an op of the host's calls."""
 
     name: str
     op: str
@@ -32,6 +32,7 @@ class Step:
     attributes: dict[str, Attribute] = field(default_factory=dict[str, Attribute])
     nodes: tuple[str, ...] = ()
     values: dict[str, str] = field(default_factory=dict[str, str])
+    callback: str = ""
 
 
 @dataclass(frozen=True)

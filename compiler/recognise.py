@@ -9,12 +9,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.rules import fuse, lift
-from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name
+from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name, source_nodes
+from hjgc.plan_format.checker import brief
 from hjgc.plan_format.errors import CompileError
+from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR, is_function_name
 from hjgc.plan_format.structs import Note
 
 LAUNCHABLE = ("Embedding", "RotaryAngles", "AttentionInputs", "Attention", "Linear", "GatedLinear", "RmsNorm",
-              "VocabularyLogits")  # fmt: skip
+              "VocabularyLogits", "HostCall")  # fmt: skip
 # fmt: off
 IN_PATTERNS = frozenset((
     "Add", "Attention", "Cast", "Concat", "Cos", "Gather", "LessOrEqual", "MatMul", "Mul", "Range", "RMSNormalization",
@@ -36,6 +38,7 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     """Rewrite the graph in place. Raises CompileError that names the first node no rule covers."""
     journal = Journal()
     _check_interface(model, path)
+    _check_host_functions(model, path)
     drop_weight_casts(model)
     keep_cache_in_place(model)
     _check_outputs(model, path)
@@ -43,6 +46,7 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
     _refuse_leftovers(model, journal, path)
+    _check_head(model, path)
     return Recognised(model, _standing(journal, model))
 
 
@@ -73,6 +77,43 @@ def _check_outputs(model: ir.Model, path: Path) -> None:
                 "expected logits and present.N.key/value, each past_key_values.N.key/value with new rows, found more"
             )
             raise CompileError(path, problem, field=f"output {value.name}", next_step="export it with `hjgc export`")
+
+
+def _check_host_functions(model: ir.Model, path: Path) -> None:
+    """Each names a function of one operand and one result. Where it may stand, a rule says."""
+    for node in model.graph:
+        problem = _host_function_problem(node) if is_op(node, "HostFunction") else None
+        if problem is not None:
+            raise CompileError(
+                path,
+                f"expected hjgc.HostFunction with {problem}",
+                field=f"node {node_name(node)}",
+                next_step="write it as HostFunction(x) -> y with a string attribute `name`",
+            )
+
+
+def _host_function_problem(node: ir.Node) -> str | None:
+    """What was expected, and found."""
+    if len(node.inputs) != 1 or node.inputs[0] is None or len(node.outputs) != 1:
+        return f"one operand and one result, found {len(node.inputs)} and {len(node.outputs)}"
+    if set(node.attributes) != {"name"} or node.attributes["name"].type != ir.AttributeType.STRING:
+        return f"a string attribute `name` alone, found {', '.join(sorted(node.attributes)) or 'none'}"
+    name = node.attributes["name"].as_string()
+    if not is_function_name(name):
+        wanted = f"a name of up to 64 letters, digits and _, other than {LOGITS_PROCESSOR!r}"
+        return f"{wanted}, found {brief(name)}"
+    return None
+
+
+def _check_head(model: ir.Model, path: Path) -> None:
+    (logits,) = model.graph.outputs
+    if not is_op(logits.producer(), "VocabularyLogits"):
+        maker = logits.producer()
+        problem = "expected logits from a norm and a product with the vocabulary, one right behind the other"
+        found = "nothing" if maker is None else maker.op_type
+        raise CompileError(
+            path, f"{problem}, found {found}", field="output logits", next_step="export it with `hjgc export`"
+        )
 
 
 def drop_weight_casts(model: ir.Model) -> None:
@@ -115,7 +156,7 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
         return
     why = _reasons(journal)
     node = min(leftovers, key=lambda node: _likelihood(node, why))
-    near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else ""
+    near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else _near_host_function(model)
     raise CompileError(
         path,
         f"expected an operator that a rule covers, found {node.domain or 'ai.onnx'}.{node.op_type}{near}"
@@ -123,6 +164,14 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
         field=f"node {node_name(node)}",
         next_step="export the model with `hjgc export`, or report this graph",
     )
+
+
+def _near_host_function(model: ir.Model) -> str:
+    """What may have kept a rule from matching where none says so."""
+    node = next((node for node in model.graph if is_op(node, "HostCall")), None)
+    if node is None:
+        return ""
+    return f" (the host function at node {source_nodes(node)[0]} fits between two launches only: is it inside of one?)"
 
 
 def _reasons(journal: Journal) -> dict[str, list[str]]:

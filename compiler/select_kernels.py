@@ -53,7 +53,7 @@ class Selector:
 
     def _kernel(self, program: Program, step: Step, target: str, parts: Mapping[str, Step]) -> Kernel:
         if all_ops()[step.op].host:
-            return HostCall("logits_processor")
+            return HostCall(step.callback)
         if target == "cpu":
             return ReferenceCall()
         try:

@@ -18,6 +18,7 @@ from hjgc.compiler.rules.rule import VALUE_KEY, node_name, source_nodes
 from hjgc.compiler.tables import DTYPES, Tables
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError, InputError
+from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
 from hjgc.plan_format.structs import DTypes, State
 
@@ -236,6 +237,11 @@ class _Builder:
         name = self._layer_name("rms_norm")
         self._step(node, name, "rms_norm", operands, {"y": (node.outputs[0], x.shape)}, attributes)
 
+    def _visit_HostCall(self, node: ir.Node) -> None:
+        x, callback = self._get(node, 0), node.attributes["name"].as_string()
+        name = self._layer_name("host_function")
+        self._step(node, name, "host_function", {"x": x}, {"y": (node.outputs[0], x.shape)}, callback=callback)
+
     def _visit_GatedLinear(self, node: ir.Node) -> None:
         flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]
         weight = self.tables.weight([_input(node, 2), _input(node, 3)], flags)
@@ -263,7 +269,7 @@ class _Builder:
         """The caller's logits processor and the sampler, which no ONNX graph has."""
         history, logits = self.state_tensor("history"), self.state_tensor("logits")
         common = {"history": history, "parameters": PARAMETERS, "logits": logits}
-        self.steps.append(Step("caller_logits", "caller_logits", common))
+        self.steps.append(Step("caller_logits", "caller_logits", common, callback=LOGITS_PROCESSOR))
         sampled = self.state("sampled", "sampled", "int32", (1,))
         self.steps.append(Step("sample", "sample", {**common, "sampled": sampled}))
 
@@ -305,6 +311,7 @@ class _Builder:
         states: dict[str, Tensor] | None = None,
         *,
         dtype: DType | None = None,
+        callback: str = "",
     ) -> None:
         """Add a step; its outputs become tensors that later steps find by ONNX value."""
         made: dict[str, Tensor] = {}
@@ -315,7 +322,9 @@ class _Builder:
         for (role, _), value in zip((states or {}).items(), node.outputs[len(outputs) :] or node.outputs, strict=False):
             values[role] = value.metadata_props.get(VALUE_KEY) or value.name or ""
         self.steps.append(
-            Step(name, op, operands | made | (states or {}), dict(attributes or {}), source_nodes(node), values)
+            Step(
+                name, op, operands | made | (states or {}), dict(attributes or {}), source_nodes(node), values, callback
+            )
         )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from hjgc.plan_format.checker import Checker
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.expressions import Ranges, check_expression
-from hjgc.plan_format.ops.declaration import Op
+from hjgc.plan_format.ops.declaration import Op, is_function_name
 from hjgc.plan_format.structs import (
     Argument,
     AttributeArgument,
@@ -31,7 +31,6 @@ from hjgc.plan_format.structs import (
 )
 
 GRID_LIMITS = ((1 << 31) - 1, 65535, 65535)
-CALLBACKS = ("logits_processor",)
 MAX_RANGES = 256
 MAX_MAP_AXES = 5
 MAX_MAP_BOX = 256
@@ -55,6 +54,8 @@ class KernelVerifier:
             self.check.fail(place, f"expected one for each of {sorted(self.targets)}, found {sorted(found)}")
         for target, kernel in found.items():
             self._kernel(op, launch, target, kernel, f"{place}.{target}")
+        called = {kernel.callback for kernel in found.values() if isinstance(kernel, HostCall)}
+        self.check.require(len(called) < 2, place, "the same function on every target", sorted(called))
 
     def _kernel(self, op: Op, launch: Launch, target: str, kernel: Kernel, place: str) -> None:
         if op.host != isinstance(kernel, HostCall):
@@ -63,13 +64,20 @@ class KernelVerifier:
             case ReferenceCall():
                 self.check.require(target == "cpu", place, "the reference on the cpu target only", target)
             case HostCall():
-                self.check.require(kernel.callback in CALLBACKS, place, f"one of {CALLBACKS}", kernel.callback)
+                self._host_call(op, kernel, f"{place}.callback")
             case TemplateCall():
                 self._template_call(launch, target, kernel, place)
             case RowsCall():
                 self._rows_call(launch, target, kernel, place)
             case LibraryCall():
                 self.check.require(False, place, "a library this hjgc knows", kernel.library)
+
+    def _host_call(self, op: Op, call: HostCall, place: str) -> None:
+        if op.callback:
+            self.check.require(call.callback == op.callback, place, repr(op.callback), call.callback)
+        else:
+            wanted = "the name of a function: up to 64 letters, digits and _"
+            self.check.require(is_function_name(call.callback), place, wanted, call.callback)
 
     def _rows_call(self, launch: Launch, target: str, kernel: RowsCall, place: str) -> None:
         """Ranges rise to the most rows that a call may have."""

@@ -141,6 +141,30 @@ class LiftRotaryAngles(Rule):
         return op.RotaryAngles(m["positions"], m["frequencies"], _domain=DOMAIN)
 
 
+class LiftHostFunction(Rule):
+    """A function of the caller's, of the rows alone. Its result is shaped like its operand, even where the file says
+    nothing."""
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.HostFunction(x, _domain=DOMAIN, _outputs=["y"])
+
+    def obstacle(self, m: Match) -> str | None:
+        x, y = m["x"], m["y"]
+        if y.is_graph_output():
+            return "its result is an output of the model, which a logits processor may change instead"
+        if is_weight(x) or x.is_graph_input():
+            return "its operand is a weight or an input of the model, not an activation"
+        shape = static_shape(x)
+        if shape is not None and (len(shape) != 3 or shape[0] not in (1, None) or shape[2] is None):
+            return "its operand is not made of rows: it has not the shape [1, tokens, a number]"
+        return None if may_be_equal(shape, static_shape(y)) else "its result has another shape than its operand"
+
+    def replace(self, op: Any, m: Match) -> Any:
+        x, y = m["x"], m["y"]
+        y.shape, y.type = x.shape or y.shape, x.type or y.type
+        return op.HostCall(x, name=producer(y).attributes["name"].as_string(), _domain=DOMAIN)
+
+
 class CausalMaskRule(Rule):
     """key position <= query position, both counted from the start of the cache."""
 
@@ -181,6 +205,13 @@ class LiftCausalMaskTwoOnes(CausalMaskRule):
         return super().obstacle(m) if constant_ints(m["step"]) == (1,) else "the queries do not count by one"
 
 
+def may_be_equal(one: tuple[int | None, ...] | None, other: tuple[int | None, ...] | None) -> bool:
+    """Do two shapes agree as far as they are known?"""
+    if one is None or other is None:
+        return True
+    return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
+
+
 def dimension_of(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """(x, axis) if the value is the scalar length of that axis of x."""
     node = None if value is None else value.producer()
@@ -217,6 +248,7 @@ RULES: list[type[Rule]] = [
     LiftBias,
     LiftSilu,
     LiftRotaryAngles,
+    LiftHostFunction,
     LiftCausalMask,
     LiftCausalMaskTwoOnes,
 ]

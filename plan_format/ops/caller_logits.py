@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hjgc.plan_format.ops.declaration import PARAMETERS, Op, read, update
+from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR, PARAMETERS, Op, read, update
 
 
 def reference(history: Any, parameters: Any, logits: Any, *, process: Any) -> None:
@@ -26,4 +26,5 @@ OP = Op(
     flops=lambda d: 0,
     bytes_moved=lambda d, item: 2 * d["V"] * item,
     host=True,
+    callback=LOGITS_PROCESSOR,
 )

@@ -7,6 +7,7 @@ mean the same in every op: `M`, the rows of this call, and `V`, the vocabulary. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,10 @@ from hjgc.plan_format.sizes import Expression, spell
 
 DTypeRole = Literal["compute", "weights", "cache", "logits", "float32", "int32", "parameters"]
 Dims = Mapping[str, int]
+
+LOGITS_PROCESSOR = "logits_processor"
+"""The function that a caller passes with one request; all others are passed to the session by name."""
+FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def no_relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
 class Op:
     """An op's declaration. `flops(dims)` counts multiply and add as two; `bytes_moved(dims, item)` counts the device
     memory one call must read and write, each byte once; `relations` says what is wrong between axes and attributes, if
-    anything. `dims` holds each letter's value, plus `start` (tokens already cached)."""
+    anything. `dims` holds each letter's value, plus `start` (tokens already cached). An op of the `host`'s calls a
+    function of the caller's: always `callback`, or, where that is empty, the one that the launch names."""
 
     name: str
     summary: str
@@ -82,6 +88,7 @@ class Op:
     bytes_moved: Callable[[Dims, int], int]
     relations: Callable[[Dims, Mapping[str, Any]], str | None] = field(default=no_relations)
     host: bool = False
+    callback: str = ""
 
     def role(self, name: str) -> Role | None:
         """The role of that name, or None."""
@@ -90,6 +97,11 @@ class Op:
     @cached_property
     def _by_name(self) -> Mapping[str, Role]:
         return {role.name: role for role in self.roles}
+
+
+def is_function_name(name: str) -> bool:
+    """May a function that is passed to the session be called so?"""
+    return FUNCTION_NAME.fullmatch(name) is not None and name != LOGITS_PROCESSOR
 
 
 def bind_axes(op: Op, shapes: Mapping[str, tuple[Expression, ...]]) -> dict[str, Expression]:

@@ -51,5 +51,27 @@ def changed(model: Path, change: Callable[[ir.Graph], None]) -> Path:
     return model
 
 
+def with_host_function(value: str, name: str = "steer", *, shaped: bool = True) -> Callable[[ir.Graph], None]:
+    """A change that puts a call of the caller's function between a value and all that use it. Not `shaped`: the file
+    does not say what the result is like."""
+
+    def change(graph: ir.Graph) -> None:
+        source = next(output for node in graph for output in node.outputs if output.name == value)
+        maker = source.producer()
+        assert maker is not None
+        made = ir.node("HostFunction", [source], domain="hjgc", name=f"host/{name}", attributes={"name": name})
+        result = made.outputs[0]
+        result.name = f"host.{name}"
+        if shaped:
+            result.shape, result.type = source.shape, source.type
+        for node, index in source.uses():
+            if node is not made:
+                node.replace_input_with(index, result)
+        graph.opset_imports["hjgc"] = 1
+        graph.insert_after(maker, made)
+
+    return change
+
+
 def compiled(model: Path) -> CompileResult:
     return compile_model(model, model.with_name("plan.hjg"), **SMALL)

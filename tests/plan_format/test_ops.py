@@ -34,7 +34,7 @@ DIMS = {
     "R": 8,
     "start": 7,
 }
-COPIES = {"embedding", "caller_logits"}
+COPIES = {"embedding", "caller_logits", "host_function"}
 """Ops that compute nothing."""
 
 
@@ -227,6 +227,25 @@ def test_attention(r: np.random.Generator, start: int, rows: int, heads: int, kv
             chances = softmax(scale * key[group, seen] @ query[row, head])
             expected[row, head] = chances @ value[group, seen]
     close(y, expected.reshape(rows, -1))
+
+
+@pytest.mark.parametrize("returns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_host_function_gets_a_copy_of_the_rows_in_float32_and_may_keep_or_change_it(
+    returns: bool, dtype: torch.dtype
+) -> None:
+    x, y = torch.arange(8, dtype=dtype).view(2, 4), torch.full((2, 4), torch.nan, dtype=dtype)
+
+    def process(rows: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        assert (rows.dtype, rows.shape) == (np.float32, (2, 4))
+        if returns:
+            return rows * 3
+        rows *= 3
+        return None
+
+    all_ops()["host_function"].reference(x, y, process=process)
+    assert torch.equal(y, 3 * x)
+    assert torch.equal(x, torch.arange(8, dtype=dtype).view(2, 4)), "the operand is only read"
 
 
 @pytest.mark.parametrize("returns", [False, True])

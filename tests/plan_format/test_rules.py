@@ -307,7 +307,7 @@ SMALL: list[tuple[str, Change, str]] = [
     (
         "an unknown callback",
         put("phases.0.launches.13.kernels.cpu.callback", "os.system"),
-        r"launches\[13\]\.kernels\.cpu: expected one of \('logits_processor',\), found 'os\.system'",
+        r"launches\[13\]\.kernels\.cpu\.callback: expected 'logits_processor', found 'os\.system'",
     ),
     (
         "a library",
