@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from hjgc.plan_format.errors import RunError
 from hjgc.tools.benching import systems
 from hjgc.tools.benching.settings import Settings
 from hjgc.tools.peers import device_memory
 from hjgc.tools.peers.device_memory import DeviceMemory
 from hjgc.tools.peers.eager import EagerPeer
-from hjgc.tools.peers.plan import ending, just_in_time
+from hjgc.tools.peers.plan import ending
 from hjgc.tools.peers.static import StaticPeer
 from tests.plans import small_plan
 
@@ -68,22 +67,6 @@ def test_a_step_that_can_be_told_so_launches_nothing_ahead_of_the_last_token():
     step = ending(decode, lambda: next(left))
     assert step() == step() == 1 and told == [False, True]
     assert ending(lambda: 7, lambda: True)() == 7
-
-
-@pytest.mark.parametrize(
-    ("start", "argument"),
-    [
-        (lambda opened, *, rebuild=False: None, {"rebuild": True}),
-        (lambda opened, *, trust="plan": None, {"trust": "templates"}),
-    ],
-)
-def test_kernels_are_built_just_in_time_where_a_session_can_be_asked_for_it(start: Any, argument: dict[str, Any]):
-    assert just_in_time(start) == argument
-
-
-def test_a_session_that_builds_nothing_has_no_mode_jit():
-    with pytest.raises(RunError, match="mode jit is not available"):
-        just_in_time(lambda opened: None)
 
 
 class FakeGpu:

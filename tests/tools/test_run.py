@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 from hjgc import SamplingParams
 from hjgc.runtime.completion import Completion, Piece, Timings
-from hjgc.tools.commands.run import percentile
+from hjgc.tools.commands.run import code_lines, percentile
 from tests.tools.command_line import PROGRAM, CommandLine, in_its_own_process
 
 REPORT: dict[str, Any] = {
@@ -24,6 +24,7 @@ REPORT: dict[str, Any] = {
         {"kind": "dynamic", "phase": "decode", "schedule": "logits_processor"},
     ],
     "totals": {"hits": 5, "plain_runs": 2, "dynamic_runs": 0, "bytes": 2048},
+    "code": None,
 }
 
 
@@ -32,7 +33,12 @@ class FakeLLM:
 
     made: FakeLLM
 
-    def __init__(self, plan: Path, *, weights: Path | None, device: str | None) -> None:
+    def __init__(
+        self, plan: Path, *, weights: Path | None, device: str | None, progress: Callable[[str], None], **rules: Any
+    ) -> None:
+        if rules["trust"] == "templates":
+            progress("build 1 of 1 kernels (rebuild)")
+        self.rules = rules
         FakeLLM.made = self
         self.opened = (plan, weights, device)
         self.closed = False
@@ -221,3 +227,33 @@ cli.main(["run", "plan.hjg", "--prompt", "a"])
 @pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.75, 3.0), (0.99, 4.0), (0.0, 1.0)])
 def test_a_percentile_is_one_of_the_values(share: float, value: float) -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], share) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [
+        ((), {"strict": False, "trust": "plan"}),
+        (("--strict",), {"strict": True, "trust": "plan"}),
+        (("--rebuild",), {"strict": False, "trust": "templates"}),
+    ],
+)
+def test_what_may_be_built_is_the_users_to_say(
+    options: tuple[str, ...], rules: dict[str, Any], hjgc: CommandLine, fake: type[FakeLLM]
+) -> None:
+    ran = hjgc("run", "plan.hjg", "--prompt", "It was", *options)
+    assert fake.made.rules == rules
+    assert ("build 1 of 1 kernels (rebuild)" in ran.err) == ("--rebuild" in options)
+
+
+def test_code_that_was_not_in_the_plan_is_told_of() -> None:
+    failure = {"what": "join for sm_120", "reason": "unplanned rows", "why": "no registers left"}
+    builds = {"built": 3, "reasons": {"unknown chip": 3}, "failed": 1, "failures": [failure], "seconds": 12.34}
+    code = {"target": "sm_120", "why": "the plan has no code for sm_120", "swaps": ["compute_80 gave way to sm_120"]}
+    assert list(code_lines(code | {"just_in_time": builds})) == [
+        "code of sm_120: the plan has no code for sm_120",
+        "kernels built just in time: 3 for unknown chip; 1 failed; 12.3 s",
+        "compute_80 gave way to sm_120",
+        "join for sm_120 (unplanned rows): no registers left",
+    ]
+    nothing = {"built": 0, "reasons": {}, "failed": 0, "failures": [], "seconds": 0.0}
+    assert list(code_lines({"target": "sm_90", "why": "", "swaps": [], "just_in_time": nothing})) == []

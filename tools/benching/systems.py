@@ -46,9 +46,18 @@ def on_a_device(plan: Plan, device: str | None) -> bool:
     return True
 
 
-def plan_specs(path: Path, modes: Sequence[str], weights: Path | None, device: str | None) -> dict[str, Spec]:
+def plan_specs(
+    path: Path,
+    modes: Sequence[str],
+    weights: Path | None,
+    device: str | None,
+    *,
+    strict: bool = False,
+    rebuild: bool = False,
+) -> dict[str, Spec]:
     common = {"kind": "plan", "plan": str(path), "weights": None if weights is None else str(weights), "device": device}
-    return {f"hjgc {name}": common | {"mode": name} for name in modes}
+    rules = {name: True for name, said in (("strict", strict), ("rebuild", rebuild)) if said}
+    return {f"hjgc {name}": common | rules | {"mode": name} for name in modes}
 
 
 def peer_paths(

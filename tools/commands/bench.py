@@ -58,6 +58,8 @@ ON_A_GPU = "hjgc bench plan.hjg --device cuda --mode plain,graph,hybrid --hf mod
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other prompts.")
 @click.option("--weights", type=FILE, help="The folder of the plan's weights.  [default: the plan's folder]")
 @click.option("--device", help="Where the plan runs: cpu or cuda.  [default: what the plan is for]")
+@click.option("--strict", is_flag=True, help="GPU: refuse what the plan has no code for, rather than build it.")
+@click.option("--rebuild", is_flag=True, help="GPU: run no code of the plan; build all from installed templates.")
 @click.option("-o", "--output", type=FILE, help="Write the result to this file too, as JSON.")
 @click.option("--plot", type=FILE, metavar="OUT.png", help="Draw the result (needs the extra plot).")
 @as_json
@@ -77,6 +79,8 @@ def command(
     seed: int,
     weights: Path | None,
     device: str | None,
+    strict: bool,
+    rebuild: bool,
     output: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -106,7 +110,8 @@ def command(
         cold=cold,
         capturing=capturing,
     )
-    specs = systems.plan_specs(plan, mode, weights, device if on_gpu else "cpu")
+    served_on = device if on_gpu else "cpu"
+    specs = systems.plan_specs(plan, mode, weights, served_on, strict=strict, rebuild=rebuild)
     with console.stages() as tell:
         if on_gpu:
             from hjgc.tools.benching.device import bench_device

@@ -5,31 +5,35 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from hjgc.plan_format.errors import RunError
 from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
 
-JUST_IN_TIME: Mapping[str, Any] = {"rebuild": True, "trust": "templates"}
-"""Arguments of `start_session` that let it build variants that the plan has not; the first that it knows is used."""
-
-OPTIONAL = ("memory", "launch_ahead", "jit", "builds")
+OPTIONAL = ("memory", "launch_ahead", "code")
 """Parts of a session's report that not every session has."""
 
 
 class PlanPeer:
     """A session of our own runtime. `mode`: `plain` (nothing is captured), `graph`, `hybrid` (a logits processor of the
-    caller's that changes nothing stands between the graphs), `jit` (kernels are built while requests are served).
-    Implements `peer.Peer`."""
+    caller's that changes nothing stands between the graphs), `jit` (no code of the plan is used: every kernel is built
+    when the session opens). Implements `peer.Peer`."""
 
-    def __init__(self, *, plan: str, weights: str | None, device: str | None, mode: str) -> None:
+    def __init__(
+        self,
+        *,
+        plan: str,
+        weights: str | None,
+        device: str | None,
+        mode: str,
+        strict: bool = False,
+        rebuild: bool = False,
+    ) -> None:
         self.startup = Startup()
         with self.startup.part("import"):
             from hjgc._version import __version__
             from hjgc.runtime.opening import open_plan, start_session
             from hjgc.runtime.session import GRAPH_BYTES
-        built_later = just_in_time(start_session) if mode == "jit" else {}
         with self.startup.part("plan"):
             opened = open_plan(plan, weights)
         self._plan = opened.file.plan
@@ -37,7 +41,12 @@ class PlanPeer:
         with self.startup.part("weights"):
             self._capture = mode != "plain"
             self._session = start_session(
-                opened, device=device, graph_bytes=GRAPH_BYTES, capture=self._capture, **built_later
+                opened,
+                device=device,
+                graph_bytes=GRAPH_BYTES,
+                capture=self._capture,
+                strict=strict,
+                trust="templates" if rebuild or mode == "jit" else "plan",
             )
         self._process = _unchanged if mode == "hybrid" else None
         self.versions = {"hjgc": __version__} | _torch_version()
@@ -93,15 +102,6 @@ class PlanPeer:
         self._session.close()
         if self._memory is not None:
             self._memory.close()
-
-
-def just_in_time(start: Callable[..., Any]) -> dict[str, Any]:
-    """The argument that lets `start` build variants. Raises RunError if it has none."""
-    known = inspect.signature(start).parameters
-    for name, value in JUST_IN_TIME.items():
-        if name in known:
-            return {name: value}
-    raise RunError("mode jit is not available: this hjgc builds no kernels while it serves; leave jit out of --mode")
 
 
 def ending(step: Callable[..., int], is_last: Callable[[], bool]) -> Callable[..., int]:
