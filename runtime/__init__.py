@@ -1,6 +1,6 @@
 """How does a plan become tokens: sessions, requests, and the graphs that are captured behind them?"""
 
-from hjgc.runtime.backend import Backend, BackendRefused, LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import Backend, BackendRefused, HostFunction, LogitsProcessor, MemoryRef
 from hjgc.runtime.errors import Cancelled, ContextFull, DeadlineExceeded, SessionClosed
 from hjgc.runtime.request import Request
 from hjgc.runtime.runner import State
@@ -12,6 +12,7 @@ __all__ = [
     "Cancelled",
     "ContextFull",
     "DeadlineExceeded",
+    "HostFunction",
     "LogitsProcessor",
     "MemoryRef",
     "Request",

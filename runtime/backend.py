@@ -24,6 +24,12 @@ from hjgc.plan_format.errors import RunError
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
 """`process(token_ids [L] int32, logits [V] float32)`: change the logits in place, or return others."""
 
+HostFunction = Callable[[NDArray[np.float32]], "NDArray[np.float32] | None"]
+"""`function(rows [M, H] float32)`: change the rows in place, or return others of the same shape."""
+
+Callback = Callable[..., "NDArray[np.float32] | None"]
+"""Either of them."""
+
 
 @dataclass(frozen=True)
 class MemoryRef:
@@ -79,8 +85,9 @@ class Backend(Protocol):
         is left out. Returns whether all ran."""
         ...
 
-    def call_host(self, phase: str, launch: int, process: LogitsProcessor) -> None:
-        """Run a host launch: hand its operands to `process` once they are ready."""
+    def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:
+        """Run a host launch for `tokens` rows: hand its operands to `function` once they are ready, and put back what
+        comes of it."""
         ...
 
     def build(self, phase: str, launches: Sequence[int], bucket: int) -> Graph:

@@ -10,14 +10,16 @@ device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.hazards import memory_uses
-from hjgc.plan_format.structs import HostCall, Launch, Phase, Plan, Schedule
+from hjgc.plan_format.structs import Launch, Phase, Plan, Schedule
 from hjgc.runtime.backend import Backend, BackendRefused, Graph, MemoryRef
+from hjgc.runtime.functions import callback_of
 from hjgc.runtime.runner import SegmentRunner
 
 POISON = 0xA5
@@ -120,8 +122,17 @@ class _Trial:
         generator = np.random.default_rng(end)
         ids: list[int] = generator.integers(0, self.plan.model.vocab_size, end).tolist()
         self.backend.write_history(0, [*ids, NO_TOKEN])
-        self._run(self.before)
+        self._run_before()
         self.backend.fill(self._overwritten(launches), self.start, self.tokens, POISON)
+
+    def _run_before(self) -> None:
+        """What earlier segments leave behind. The caller's functions are not called: rows pass unchanged."""
+        for host, launches in groupby(self.before, key=lambda number: on_host(self.phase.launches[number])):
+            if not host:
+                self._run(list(launches))
+                continue
+            for number in launches:
+                self.backend.call_host(self.phase.name, number, self.tokens, _unchanged)
 
     def _run(self, launches: Sequence[int]) -> None:
         if launches and not self.backend.run(self.runner.phase, launches, self.tokens, self.stop):
@@ -246,16 +257,26 @@ def _latest_start(phase: Phase) -> int:
 
 
 def _around(phase: Phase, runner: SegmentRunner) -> tuple[list[int], list[int]]:
-    """The launches of the schedule before the runner's segment, without those of the host, and after it."""
+    """The launches of the schedule before the runner's segment, without those of the host that only change what is
+    there, and after it."""
     schedule: Schedule = next(schedule for schedule in phase.schedules if schedule.name == runner.schedule)
     before = [n for segment in schedule.segments[: runner.segment] for n in segment.launches]
     after = [n for segment in schedule.segments[runner.segment + 1 :] for n in segment.launches]
-    return [n for n in before if not on_host(phase.launches[n])], after
+    return [n for n in before if not on_host(phase.launches[n]) or _makes_something(phase.launches[n])], after
+
+
+def _makes_something(launch: Launch) -> bool:
+    return any(operand.access == "write" for operand in launch.operands)
+
+
+def _unchanged(*operands: object) -> None:
+    """Stands for a function of the caller's."""
+    del operands
 
 
 def on_host(launch: Launch) -> bool:
     """Is the launch a call of the host's?"""
-    return any(isinstance(kernel, HostCall) for kernel in launch.kernels.values())
+    return callback_of(launch) is not None
 
 
 def _same(expected: NDArray[np.uint8], found: NDArray[np.uint8]) -> bool:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, overload
 
 from hjgc.plan_format.errors import InputError, PlanError, RunError
 from hjgc.runtime.answer import Answer, Ends, Stream
+from hjgc.runtime.backend import HostFunction
 from hjgc.runtime.code_choice import Trust
 from hjgc.runtime.completion import Completion
 from hjgc.runtime.opening import Opened, open_plan, start_session
 from hjgc.runtime.sampling_params import SamplingParams, from_generation
-from hjgc.runtime.session import GRAPH_BYTES
+from hjgc.runtime.session import GRAPH_BYTES, NO_FUNCTIONS
 from hjgc.runtime.tokenizer import load_tokenizer
 
 
@@ -23,9 +24,9 @@ class LLM:
     """A plan that is served, with its tokenizer. Close it, or use it as a context manager.
 
     `weights` is the folder of the weights and the tokenizer (by default the plan's own); `device`, `graph_bytes`,
-    `capture`, `strict`, `trust` and `progress` are as for a session. May be used from any thread: requests are served
-    first come first served. A plan without a tokenizer takes and gives token ids only; its texts are empty. Raises
-    PlanError, InputError, RunError."""
+    `capture`, `strict`, `trust`, `progress` and `functions` are as for a session. May be used from any thread: requests
+    are served first come first served. A plan without a tokenizer takes and gives token ids only; its texts are empty.
+    Raises PlanError, InputError, RunError."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class LLM:
         strict: bool = False,
         trust: Trust = "plan",
         progress: Callable[[str], None] = lambda stage: None,
+        functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
     ) -> None:
         self._path = Path(plan)
         opened = open_plan(plan, weights)
@@ -56,6 +58,7 @@ class LLM:
             strict=strict,
             trust=trust,
             progress=progress,
+            functions=functions,
         )
         self._model = self.session.plan.model
 

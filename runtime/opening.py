@@ -4,7 +4,7 @@ missing?"""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import InputError, PlanError
-from hjgc.runtime.backend import Backend
+from hjgc.runtime.backend import Backend, HostFunction
 from hjgc.runtime.code_choice import Trust
+from hjgc.runtime.functions import Functions
 from hjgc.runtime.opening_cuda import GPU, CodeRules, Unusable, open_cuda
-from hjgc.runtime.session import GRAPH_BYTES, Session
+from hjgc.runtime.session import GRAPH_BYTES, NO_FUNCTIONS, Session
 from hjgc.runtime.supply import CodeSource
 
 
@@ -30,13 +31,21 @@ class Opened:
 class OpenedSession(Session):
     """A session that owns its plan file too, and closes it last."""
 
-    def __init__(self, file: PlanFile, backend: Backend | CodeSource, *, graph_bytes: int, capture: bool) -> None:
+    def __init__(
+        self,
+        file: PlanFile,
+        backend: Backend | CodeSource,
+        *,
+        graph_bytes: int,
+        capture: bool,
+        functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
+    ) -> None:
         self._file = file
         if isinstance(backend, CodeSource):
             plan, source, backend = backend.choice.plan, backend, backend.backend
         else:
             plan, source = file.plan, None
-        super().__init__(plan, backend, graph_bytes=graph_bytes, capture=capture, source=source)
+        super().__init__(plan, backend, graph_bytes=graph_bytes, capture=capture, source=source, functions=functions)
 
     def close(self) -> None:
         super().close()
@@ -53,6 +62,7 @@ def open_session(
     strict: bool = False,
     trust: Trust = "plan",
     progress: Callable[[str], None] = lambda stage: None,
+    functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
 ) -> Session:
     """A session for the plan at this path. `weights` is the folder of its weight files (by default the plan's own).
     `device` is one of the plan's targets, or "cuda" for this machine's GPU; by default the first target that works on
@@ -64,6 +74,8 @@ def open_session(
     `trust="templates"` leaves the plan's device code alone and builds all of it from the templates installed with hjgc
     before the first request.
 
+    `functions` are those that the plan calls between two launches, by name; others may be registered later.
+
     Close it, or use it as a context manager. Raises PlanError, InputError, RunError."""
     return start_session(
         open_plan(plan, weights),
@@ -73,6 +85,7 @@ def open_session(
         strict=strict,
         trust=trust,
         progress=progress,
+        functions=functions,
     )
 
 
@@ -96,12 +109,14 @@ def start_session(
     strict: bool = False,
     trust: Trust = "plan",
     progress: Callable[[str], None] = lambda stage: None,
+    functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
 ) -> Session:
     """Load the weights onto the device and start serving. Whatever goes wrong, the plan file is closed."""
     try:
+        Functions(opened.file.plan, functions)  # a wrong name is told before the weights are loaded
         backend = _open_backend(opened, device, CodeRules(strict, trust, progress))
         try:
-            return OpenedSession(opened.file, backend, graph_bytes=graph_bytes, capture=capture)
+            return OpenedSession(opened.file, backend, graph_bytes=graph_bytes, capture=capture, functions=functions)
         except BaseException:
             backend.close()
             raise

@@ -38,8 +38,9 @@ class Request:
     closed.
 
     While a caller waits for one token the device is already given the step to the next, unless the caller's own
-    function or eyes come between (`process`, `logits`) or the device does one thing at a time. Tokens and bits are the
-    same; a step that nobody asks for in the end is finished by the device and forgotten."""
+    function or eyes come between (`process`, `logits`, a function that the plan calls) or the device does one thing at
+    a time. Tokens and bits are the same; a step that nobody asks for in the end is finished by the device and
+    forgotten."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Request:
     ) -> None:
         self._plan, self._backend, self._turns, self._router = plan, backend, turns, router
         self._process, self._logits = process, logits
-        self._not_ahead = _why_not_ahead(process, logits, backend)
+        self._not_ahead = _why_not_ahead(process, logits, router.functions.names, backend)
         self._schedule = "default" if process is None else "logits_processor"
         self._ticket = Ticket(deadline)
         self._stage = "new"
@@ -260,12 +261,16 @@ class Request:
         return tokens
 
 
-def _why_not_ahead(process: LogitsProcessor | None, logits: bool, backend: Backend) -> str | None:
+def _why_not_ahead(
+    process: LogitsProcessor | None, logits: bool, functions: Sequence[str], backend: Backend
+) -> str | None:
     """Why no step may be launched before the token of the one before was read; None if one may."""
     if process is not None:
         return "logits_processor"
     if logits:
         return "logits"
+    if functions:
+        return "host_function"
     return None if backend.asynchronous else "synchronous_device"
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, StaticSegment
-from hjgc.runtime.backend import Backend, BackendRefused, LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef
 from hjgc.runtime.errors import SessionClosed
-from hjgc.runtime.gate import on_host
+from hjgc.runtime.functions import Functions, callback_of
 from hjgc.runtime.runner import DynamicRunner, SegmentRunner
 from hjgc.runtime.worker import CaptureWorker
 
@@ -68,8 +69,8 @@ class Router:
     """Runs schedules on the device, one step behind the other. The graphs of a step are not evicted before its token
     has come, or that of a later one: the device keeps the order."""
 
-    def __init__(self, plan: Plan, backend: Backend, worker: CaptureWorker) -> None:
-        self._backend, self._worker = backend, worker
+    def __init__(self, plan: Plan, backend: Backend, worker: CaptureWorker, functions: Functions) -> None:
+        self._backend, self._worker, self.functions = backend, worker, functions
         self._busy = threading.Lock()
         self._flying = threading.Lock()
         self._in_flight: list[Step] = []
@@ -211,20 +212,23 @@ class Router:
         return True
 
     def _run_dynamic(self, runner: DynamicRunner, tokens: int, process: LogitsProcessor | None, stop: Stop) -> bool:
-        for host, launches in runner.pieces:
-            if host:
-                self._call_host(runner, launches, process)
+        for callback, launches in runner.pieces:
+            if callback is not None:
+                function = self._function(runner, callback, process)
+                for launch in launches:
+                    self._backend.call_host(runner.phase, launch, tokens, function)
             elif not self._backend.run(runner.phase, launches, tokens, stop):
                 return False
         runner.runs += 1
         return True
 
-    def _call_host(self, runner: DynamicRunner, launches: Sequence[int], process: LogitsProcessor | None) -> None:
+    def _function(self, runner: DynamicRunner, callback: str, process: LogitsProcessor | None) -> Callback:
+        if callback != LOGITS_PROCESSOR:
+            return self.functions.get(callback)
         if process is None:
             where = f"{runner.phase}/{runner.schedule}"
             raise RunError(f"expected a logits processor, which {where} calls, found none; pass process=")
-        for launch in launches:
-            self._backend.call_host(runner.phase, launch, process)
+        return process
 
 
 def token_range(phase: Phase) -> tuple[int, int]:
@@ -243,6 +247,6 @@ def _routes(phase: Phase, schedule: Schedule) -> Iterator[StaticRoute | DynamicR
             yield DynamicRunner(phase.name, schedule.name, number, _pieces(phase, segment), segment.reasons)
 
 
-def _pieces(phase: Phase, segment: DynamicSegment) -> tuple[tuple[bool, tuple[int, ...]], ...]:
-    groups = groupby(segment.launches, key=lambda number: on_host(phase.launches[number]))
-    return tuple((host, tuple(launches)) for host, launches in groups)
+def _pieces(phase: Phase, segment: DynamicSegment) -> tuple[tuple[str | None, tuple[int, ...]], ...]:
+    groups = groupby(segment.launches, key=lambda number: callback_of(phase.launches[number]))
+    return tuple((callback, tuple(launches)) for callback, launches in groups)

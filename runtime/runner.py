@@ -145,14 +145,15 @@ class SegmentRunner:
 
 
 class DynamicRunner:
-    """One dynamic segment: it has reasons and no states. `pieces`: (on the host?, launches), in order."""
+    """One dynamic segment: it has reasons and no states. `pieces`: (the function of the caller's or None, launches), in
+    order."""
 
     def __init__(
         self,
         phase: str,
         schedule: str,
         segment: int,
-        pieces: tuple[tuple[bool, tuple[int, ...]], ...],
+        pieces: tuple[tuple[str | None, tuple[int, ...]], ...],
         reasons: tuple[Reason, ...],
     ) -> None:
         self.phase, self.schedule, self.segment = phase, schedule, segment

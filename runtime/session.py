@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan
-from hjgc.runtime.backend import Backend, LogitsProcessor
+from hjgc.runtime.backend import Backend, HostFunction, LogitsProcessor
 from hjgc.runtime.errors import SessionClosed
+from hjgc.runtime.functions import Functions
 from hjgc.runtime.gate import Gate
 from hjgc.runtime.report import flat_numbers, make_report
 from hjgc.runtime.request import Request
@@ -21,6 +23,7 @@ from hjgc.runtime.worker import CaptureWorker
 
 PHASES = ("prefill", "decode")
 GRAPH_BYTES = 256 << 20
+NO_FUNCTIONS: Mapping[str, HostFunction] = MappingProxyType({})
 
 
 class Session:
@@ -37,7 +40,8 @@ class Session:
     request: that one gets SessionClosed at its next step, and so do those who wait.
 
     `source` says what of the plan's device code is there and has the rest built, in another process; it is taken in
-    between two requests. Raises RunError for a plan that it cannot serve."""
+    between two requests. `functions` are those that the plan calls by name, as for `register`. Raises RunError for a
+    plan that it cannot serve, and for a function that the plan does not call."""
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Session:
         graph_bytes: int = GRAPH_BYTES,
         capture: bool = True,
         source: CodeSource | None = None,
+        functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
     ) -> None:
         _check_plan(plan, backend)
         if graph_bytes < 0:
@@ -55,7 +60,8 @@ class Session:
         self._backend = backend
         self._turns = Turns()
         self._worker = CaptureWorker(backend, Gate(plan, backend), self._turns, graph_bytes)
-        self._router = Router(plan, backend, self._worker)
+        self._functions = Functions(plan, functions)
+        self._router = Router(plan, backend, self._worker, self._functions)
         self._supply = None if source is None else Supply(source, self._turns, self._router, self._worker)
         self._closing = threading.Lock()
         self._closed = False
@@ -64,16 +70,23 @@ class Session:
         if self._supply is not None:
             self._supply.start()
 
+    def register(self, name: str, function: HostFunction) -> None:
+        """Have the plan call this function under this name from now on. It gets the rows [M, H] of one call (a part of
+        a prompt, or one token) as float32, its own to change, and returns None or others of the same shape. It runs in
+        the thread of the request, between two launches: it must not use the session. Raises RunError."""
+        self._functions.register(name, function)
+
     def request(
         self, *, process: LogitsProcessor | None = None, logits: bool = False, deadline: float | None = None
     ) -> Request:
         """A request, to be used as a context manager. `process` changes the logits of every step on the host; `logits`
         lets the caller read them after each; with either, no step is launched ahead. `deadline` is in seconds from now.
-        Raises RunError."""
+        Raises RunError, also where the plan calls a function that nobody registered."""
         if self._closed:
             raise SessionClosed()
         if deadline is not None and math.isnan(deadline):
             raise RunError("expected a deadline in seconds from now, found nan")
+        self._functions.check()
         for phase in PHASES if process is not None else ():
             if (phase, "logits_processor") not in self._router.routes:
                 raise RunError(

@@ -2,7 +2,7 @@
 
 `small_plan()` is a decoder of two layers written down by hand: phases `prefill` (1 to 16 tokens, in buckets) and
 `decode`, schedules `default`, `logits_processor` and (prefill) `prompt_only`. `weights_file(plan)` are bytes for the
-one file of weights that it names.
+one file of weights that it names. With a `function` each phase calls it on the rows between the two layers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,13 @@ CONSTANTS = FREQUENCIES.tobytes()
 Place = tuple[Space, int]
 
 
-def small_plan(*, buckets: Sequence[int] = BUCKETS, context: int = CONTEXT, layers: int = LAYERS) -> Plan:
+def small_plan(
+    *, buckets: Sequence[int] = BUCKETS, context: int = CONTEXT, layers: int = LAYERS, function: str = ""
+) -> Plan:
     """A plan for the `cpu` target that `plan_format.verify` accepts; `layers` of float32 attention and gated MLP."""
     weights, states = _weights(layers), _states(layers, context)
-    prefill = _PhaseBuilder("prefill", weights, states, Size("tokens"), buckets, context)
-    decode = _PhaseBuilder("decode", weights, states, 1, (1,), context)
+    prefill = _PhaseBuilder("prefill", weights, states, Size("tokens"), buckets, context, function)
+    decode = _PhaseBuilder("decode", weights, states, 1, (1,), context, function)
     phases = (prefill.phase(), decode.phase())
     constants = (Constant("inverse_frequencies", "float32", FREQUENCIES.shape, 0, FREQUENCIES.nbytes),)
     arena = max(buffer.offset + buffer.bytes for phase in phases for buffer in phase.buffers)
@@ -161,8 +164,10 @@ class _PhaseBuilder:
         rows: Expression,
         buckets: Sequence[int],
         context: int,
+        function: str,
     ) -> None:
         self.name, self.rows, self.buckets, self.context = name, rows, tuple(buckets), context
+        self.function = function
         self.weights: dict[str, Place] = {weight.name: ("weight", i) for i, weight in enumerate(weights)}
         self.states: dict[str, Place] = {state.name: ("state", i) for i, state in enumerate(states)}
         self.layers = sum(state.kind == "full_cache" for state in states) // 2
@@ -183,7 +188,7 @@ class _PhaseBuilder:
             for role in declared.roles
             if (place := places.get(role.name)) is not None
         )
-        kernel = HostCall("logits_processor") if declared.host else ReferenceCall()
+        kernel = HostCall(declared.callback or self.function) if declared.host else ReferenceCall()
         self.launches.append(Launch(name, op, operands, {"cpu": kernel}, attributes or {}))
 
     def phase(self) -> Phase:
@@ -220,6 +225,9 @@ class _PhaseBuilder:
         )
         for layer in range(self.layers):
             x = self._layer(layer, x, cos, sin)
+            if self.function and layer == 0:
+                x, given = self.buffer("host", HIDDEN), x
+                self.launch("host", "host_function", x=given, y=x)
         self.launch(
             "head",
             "vocabulary_logits",
@@ -282,17 +290,23 @@ class _PhaseBuilder:
     def _schedules(self) -> tuple[Schedule, ...]:
         head, caller, sample = (len(self.launches) - n for n in (3, 2, 1))
         last_cache = max(n for n, launch in enumerate(self.launches) if launch.op == "attention_inputs")
-        reason = Reason(caller, ReasonCode.HOST_READ, ("caller", "logits"))
         schedules = [
-            Schedule("default", (self._static(*range(caller), sample),)),
-            Schedule(
-                "logits_processor",
-                (self._static(*range(head + 1)), DynamicSegment((caller,), (reason,)), self._static(sample)),
-            ),
+            Schedule("default", self._segments(*range(caller), sample)),
+            Schedule("logits_processor", self._segments(*range(head + 1), caller, sample)),
         ]
         if isinstance(self.rows, Size):
-            schedules.append(Schedule("prompt_only", (self._static(*range(last_cache + 1)),)))
+            schedules.append(Schedule("prompt_only", self._segments(*range(last_cache + 1))))
         return tuple(schedules)
+
+    def _segments(self, *launches: int) -> tuple[Segment, ...]:
+        runs = groupby(launches, key=lambda number: all_ops()[self.launches[number].op].host)
+        return tuple(self._dynamic(*numbers) if host else self._static(*numbers) for host, numbers in runs)
+
+    def _dynamic(self, *launches: int) -> Segment:
+        chains = {"caller": ("caller", "logits"), "host": ("host", "by hand", self.function)}
+        names = {number: chains[self.launches[number].name] for number in launches}
+        reasons = tuple(Reason(number, ReasonCode.HOST_READ, chain) for number, chain in names.items())
+        return DynamicSegment(launches, reasons)
 
     def _static(self, *launches: int) -> Segment:
         keys = ("tokens",) if isinstance(self.rows, Size) else ()

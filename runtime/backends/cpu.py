@@ -22,7 +22,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import DTypes, Launch, Operand, Phase
-from hjgc.runtime.backend import LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import Callback, MemoryRef
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
 from hjgc.runtime.parameters import Parameters
@@ -88,8 +88,9 @@ class CpuBackend:
                 self._bind(self._phases[phase], number, tokens)()
         return True
 
-    def call_host(self, phase: str, launch: int, process: LogitsProcessor) -> None:
-        self._bind(self._phases[phase], launch, 1, process=process)()
+    def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:
+        self._enter()
+        self._bind(self._phases[phase], launch, tokens, process=function)()
 
     def build(self, phase: str, launches: Sequence[int], bucket: int) -> CpuGraph:
         graph = CpuGraph(phase, launches, bucket)

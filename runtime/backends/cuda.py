@@ -20,7 +20,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
 from hjgc.plan_format.structs import Operand, Plan, State
-from hjgc.runtime.backend import BackendRefused, LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef
 from hjgc.runtime.backends.cuda_code import Code
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
@@ -159,9 +159,27 @@ class CudaBackend:
             self._chains[phase, launches] = chain
         return chain
 
-    def call_host(self, phase: str, launch: int, process: LogitsProcessor) -> None:
+    def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:
         self._driver.make_current()
         by_role = {operand.role: operand for operand in self._plan.phase(phase).launches[launch].operands}
+        if "logits" in by_role:
+            self._process_logits(by_role, function)
+        else:
+            x, y = (self._ref(phase, by_role[role]) for role in ("x", "y"))
+            self._process_rows(x, y, tokens, function)
+
+    def _process_rows(self, x: MemoryRef, y: MemoryRef, tokens: int, function: Callback) -> None:
+        """The rows that count, and no others."""
+        dtype = self._memory.dtype(x.space, x.index, x.phase)
+        (source,), (target,) = self._memory.spans(x, 0, tokens), self._memory.spans(y, 0, tokens)
+        rows = to_float32(self._memory.read(*source), dtype).reshape(tokens, -1)
+        changed = function(rows)
+        self._memory.write(target[0], from_float32(rows if changed is None else changed, dtype))
+
+    def _ref(self, phase: str, operand: Operand) -> MemoryRef:
+        return MemoryRef(operand.space, operand.index, phase if operand.space == "buffer" else "")
+
+    def _process_logits(self, by_role: Mapping[str, Operand], process: Callback) -> None:
         fields = self._memory.read_fields()
         end = int(fields["start"]) + int(fields["length"])
         history, _ = self._place(by_role["history"])

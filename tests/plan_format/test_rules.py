@@ -571,6 +571,34 @@ def test_buckets_may_begin_later_than_the_range_does() -> None:
     verify(broken(small_plan(), all_of(*change)), SECTIONS, Path("p.hjg"))
 
 
+# The same plan with a call of `steer` as launch 7.
+FUNCTION: list[tuple[str, Change, str]] = [
+    (
+        f"a function called {name[:9]!r}",
+        put("phases.0.launches.7.kernels.cpu.callback", name),
+        r"launches\[7\]\.kernels\.cpu\.callback: expected the name of a function: up to 64 letters, digits and _",
+    )
+    for name in ("", "os.system", "7up", "ste er", "\x1b[2J", "steer\n", "é", "x" * 65, "logits_processor")
+]
+FUNCTION += [
+    (
+        "a captured call of the host's",
+        put("phases.1.schedules.0.segments.0.launches", [*range(8)]),
+        r"segments\[0\]\.launches: expected no host call, found 'host'",
+    ),
+    (
+        "a function on the device",
+        put("phases.0.launches.7.kernels.cpu", {"type": "reference"}),
+        r"launches\[7\]\.kernels\.cpu: expected a host call",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), [pytest.param(*row[1:], id=row[0]) for row in FUNCTION])
+def test_a_plan_that_calls_a_function_is_refused_for(change: Change, words: str) -> None:
+    check_complaint(small_plan(function="steer"), change, words)
+
+
 @pytest.mark.parametrize(("change", "words"), [pytest.param(*row[1:], id=row[0]) for row in SMALL])
 def test_a_plan_for_the_cpu_is_refused_for(change: Change, words: str) -> None:
     check_complaint(small_plan(), change, words)

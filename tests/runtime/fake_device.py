@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Plan
-from hjgc.runtime.backend import BackendRefused, LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef
 
 Bytes = NDArray[np.uint8]
 BYTES_PER_LAUNCH = 100
@@ -96,11 +96,19 @@ class FakeDevice:
             self._compute(phase, launch, tokens)
         return True
 
-    def call_host(self, phase: str, launch: int, process: LogitsProcessor) -> None:
-        self.log.append(f"host {self.plan.phase(phase).launches[launch].name}")
+    def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:
+        called = self.plan.phase(phase).launches[launch]
+        self.log.append(f"host {called.name}")
+        if called.op == "host_function":
+            refs = [MemoryRef(operand.space, operand.index, phase) for operand in called.operands]
+            x, y = (self._view(ref, 0, tokens).view("<f4").reshape(tokens, -1) for ref in refs)
+            rows = x.copy()
+            changed = function(rows)
+            y[:] = rows if changed is None else changed
+            return
         end = self._parameter("start") + self._parameter("length")
         row = self._state("logits").view("<f4")
-        changed = process(self._state("token_history").view("<i4")[:end].copy(), row)
+        changed = function(self._state("token_history").view("<i4")[:end].copy(), row)
         if changed is not None:
             row[:] = changed
 
