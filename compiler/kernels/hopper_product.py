@@ -419,18 +419,16 @@ struct Cursor {
     __device__ __forceinline__ bool copies(bool shared) const { return !shared || turn == rank; }
 };
 
+constexpr int OCTETS = HALF > 0 ? HALF / 8 : 1;
+
 __device__ __forceinline__ void copy_weight(const Cursor& at, const void* map, u32 ring, u32 full) {
     if (!at.copies(SHARE_WEIGHT)) return;
     u32 to = ring + at.slot * STAGE_BYTES, barrier = full + at.slot * 8;
     #pragma unroll
     for (int row = 0; row < TILE_M; row += BOX_ROWS) {
-        if (HALF == 0) {
-            copy2(to + row * 128, map, barrier, at.column(), at.tile.row + row, SHARE_WEIGHT);
-        } else {
-            constexpr int OCTETS = HALF > 0 ? HALF / 8 : 1;
-            int octet = (at.tile.row + row) / 16;
-            copy5(to + row * 128, map, barrier, at.column(), octet % OCTETS, octet / OCTETS, SHARE_WEIGHT);
-        }
+        int octet = (at.tile.row + row) / 16;
+        if (HALF == 0) copy2(to + row * 128, map, barrier, at.column(), at.tile.row + row, SHARE_WEIGHT);
+        else copy5(to + row * 128, map, barrier, at.column(), octet % OCTETS, octet / OCTETS, SHARE_WEIGHT);
     }
 }
 
@@ -469,6 +467,8 @@ __device__ __forceinline__ void copy_all(
         copy_weight(at, weight, ring, full);
         copy_x(at, x, ring, full);
     }
+    // A block must not end while the other of its cluster may still arrive at its barriers.
+    for (int slot = 0; CLUSTER > 1 && slot < STAGES; ++slot, at.advance()) wait(empty + at.slot * 8, at.parity ^ 1);
 }
 
 // Lane 0 of each warp says to every block of the cluster that this warp has done with the slot.
@@ -537,13 +537,11 @@ __device__ __forceinline__ void run(
         wait_for_predecessor();
         multiply_all(ring, full, empty, first, rank, stride, *length, room, finish);
     }
-    // A block must not end while the other may still copy into it or arrive at its barriers.
-    if (CLUSTER > 1) meet_cluster();
 }
 """
 
 PAIRS = r"""
-constexpr int OCTETS = HALF / 8, ALL_OCTETS = ROWS / 16;
+constexpr int ALL_OCTETS = ROWS / 16;
 
 // The octet of pairs that this warp holds in slab `slab` of its warpgroup, and the first octet of the warpgroup.
 __device__ __forceinline__ int first_octet(const Tile& tile) { return tile.row / 16 + threadIdx.x / 128 * SLABS * 4; }
