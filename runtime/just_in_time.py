@@ -189,13 +189,24 @@ class JustInTime:
                 raise NotBuilt("the session is closed")
             if self._off:
                 raise NotBuilt(self._off)
-            if self._child is None:
-                try:
-                    self._child = self._start()
-                except OSError as error:
-                    self._off = f"the process that builds kernels cannot be started: {error}"
-                    raise NotBuilt(self._off) from None
-            return self._child
+            if self._child is not None:
+                return self._child
+        return self._new_child()
+
+    def _new_child(self) -> Child:
+        """Started without the lock, which requests take to order something."""
+        try:
+            child = self._start()
+        except OSError as error:
+            self._off = f"the process that builds kernels cannot be started: {error}"
+            raise NotBuilt(self._off) from None
+        with self._lock:
+            self._child = child
+            closing = self._closing
+        if closing:
+            self._drop_child()
+            raise NotBuilt("the session is closed")
+        return child
 
     def _drop_child(self) -> None:
         with self._lock:

@@ -35,6 +35,7 @@ class Code:
         self._modules: dict[int, Handle] = {}
         self.loaded: list[Loaded | None] = [None] * len(plan.variants)
         check_target(file, plan, target)
+        self._sections: dict[str, bytes] = {}
         try:
             for index, variant in enumerate(plan.variants):
                 if index in built:
@@ -44,6 +45,8 @@ class Code:
         except BaseException:
             self.close()
             raise
+        finally:
+            self._sections.clear()
 
     def close(self) -> None:
         self.unload(self._plan.targets)
@@ -79,7 +82,9 @@ class Code:
 
     def _checked_bytes(self, built: BuiltCode, place: str) -> bytes:
         code = built.code
-        data = self._file.section(code.section)[code.offset : code.offset + code.length]
+        if code.section not in self._sections:
+            self._sections[code.section] = self._file.section(code.section)
+        data = self._sections[code.section][code.offset : code.offset + code.length]
         if hashlib.sha256(data).hexdigest() != code.sha256:
             raise PlanError(
                 self._file.path,
