@@ -8,15 +8,31 @@ from typing import cast
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hjgc.plan_format import PlanError, load, save
-from hjgc.plan_format.structs import Plan, Source, State
+from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.ledger import graph_costs
+from hjgc.plan_format.reasons import Reason, ReasonCode
+from hjgc.plan_format.structs import (
+    CaptureKey,
+    DynamicSegment,
+    Edge,
+    HostCall,
+    Launch,
+    Plan,
+    Schedule,
+    Source,
+    State,
+    StaticSegment,
+)
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
 from hjgc.runtime.backends.cuda import CudaBackend, rows_of
 from hjgc.runtime.backends.cuda_driver import Driver
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES
+from hjgc.runtime.backends.element_types import from_float32, to_float32
 from tests.runtime.fake_driver import WIDTHS, FakeDriver
-from tests.runtime.norms import CODE, COLUMNS, ROWS, write_plan
+from tests.runtime.norms import CODE, COLUMNS, ROWS, norms_plan, write_plan
 
 
 def open_backend(plan: Path, driver: FakeDriver) -> CudaBackend:
@@ -278,6 +294,59 @@ def test_an_upload_waits_for_its_slot_and_no_longer(tmp_path: Path, driver: Fake
         backend.write_history(number, [100 + number])
     found = backend.snapshot([history], 0, 1)[history].view(np.int32)
     assert found[:19].tolist() == [100 + number for number in range(19)]
+
+
+def function_plan(folder: Path, dtype: DType) -> Path:
+    """The norms in this type, a function of the caller's in place of the second."""
+    plan = norms_plan(folder)
+    (phase,) = plan.phases
+    x, _, y = phase.launches[1].operands
+    host = Launch("host", "host_function", (x, y), {"sm_90": HostCall("steer")})
+    launches = (phase.launches[0], host, *phase.launches[2:])
+    buffers = tuple(msgspec.structs.replace(buffer, dtype=dtype) for buffer in phase.buffers)
+    key = CaptureKey(("tokens",), (2, 4, 8, 16))
+    cut = DynamicSegment((1,), (Reason(1, ReasonCode.HOST_READ, ("host", "steer")),))
+    schedule = Schedule("default", (StaticSegment((0,), key), cut, StaticSegment((2, 3), key)))
+    edges = (Edge(0, 1), Edge(1, 2), phase.edges[2])
+    changed = msgspec.structs.replace(phase, launches=launches, buffers=buffers, edges=edges, schedules=(schedule,))
+    dtypes = msgspec.structs.replace(plan.dtypes, compute=dtype)
+    ledger = msgspec.structs.replace(plan.ledger, graph=graph_costs((changed,)))
+    plan = msgspec.structs.replace(plan, phases=(changed,), dtypes=dtypes, ledger=ledger)
+    save(folder / "function.hjg", plan, sections={"cubin": CODE})
+    return folder / "function.hjg"
+
+
+@pytest.mark.parametrize("returns", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_function_gets_the_rows_that_count_in_float32_and_its_own_are_written_in_the_element_type(
+    dtype: DType, returns: bool, tmp_path: Path, driver: FakeDriver
+) -> None:
+    backend = open_backend(function_plan(tmp_path, dtype), driver)
+    x, y = MemoryRef("buffer", 1, "norms"), MemoryRef("buffer", 2, "norms")
+    values = np.arange(4 * COLUMNS, dtype=np.float32).reshape(4, COLUMNS)
+    backend.restore({x: from_float32(values, dtype), y: from_float32(0 * values - 1, dtype)}, 0, 4)
+
+    def function(rows: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        assert rows.dtype == np.float32 and np.array_equal(rows, values[:3])
+        if returns:
+            return rows + 0.5
+        rows += 0.5
+        return None
+
+    driver.log.clear()
+    backend.call_host("norms", 1, 3, function)
+    assert driver.log == ["write"]
+    found = to_float32(backend.snapshot([y], 0, 4)[y], dtype).reshape(4, COLUMNS)
+    assert np.array_equal(found[:3], values[:3] + 0.5) and (found[3] == -1).all()
+    assert np.array_equal(to_float32(backend.snapshot([x], 0, 4)[x], dtype).reshape(4, COLUMNS), values)
+
+
+def test_launches_around_a_function_are_captured_without_it(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(function_plan(tmp_path, "float32"), driver)
+    driver.log.clear()
+    assert backend.run("norms", (0,), 7) and backend.run("norms", (2, 3), 7)
+    assert driver.log == [f"launch norm(2, 1, 1) x 128 {kind} on stream1" for kind in ("full", "full", "early")]
+    assert [backend.build("norms", launches, 8).bucket for launches in ((0,), (2, 3))] == [8, 8]
 
 
 def test_rows_of_a_cache_are_read_and_filled_in_one_call_for_all_heads(

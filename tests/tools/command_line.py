@@ -64,9 +64,9 @@ def in_its_own_process(*program: str, stdout: int | IO[str] = subprocess.PIPE) -
     )
 
 
-def write_small_plan(folder: Path) -> Path:
-    """A valid plan in `folder`, its weights beside it."""
-    plan, weights = small_plan(), folder / "weights.bin"
+def write_small_plan(folder: Path, *, function: str = "") -> Path:
+    """A valid plan in `folder`, its weights beside it. It may call a function."""
+    plan, weights = small_plan(function=function), folder / "weights.bin"
     weights.write_bytes(weights_file(plan))
     plan = msgspec.structs.replace(plan, files=(fingerprint(weights, weights.name, digest=False),))
     save(folder / "plan.hjg", plan, sections={"constants": CONSTANTS})

@@ -14,7 +14,7 @@ import pytest
 from hjgc import SamplingParams
 from hjgc.runtime.completion import Completion, Piece, Timings
 from hjgc.tools.commands.run import code_lines, percentile
-from tests.tools.command_line import PROGRAM, CommandLine, in_its_own_process
+from tests.tools.command_line import PROGRAM, CommandLine, in_its_own_process, write_small_plan
 
 REPORT: dict[str, Any] = {
     "target": "cpu",
@@ -113,6 +113,18 @@ def test_options_go_over_the_defaults_of_the_model(hjgc: CommandLine, fake: type
     assert (made.prompt, made.deadline) == ([1, 2, 3], 1.5)
     assert made.opened == (Path("plan.hjg"), Path("w"), "cpu")
     assert made.params == SamplingParams(temperature=0.7, top_k=40, top_p=0.5, seed=3, max_tokens=9, stop=("END", "."))
+
+
+def test_a_plan_that_calls_a_function_of_pythons_says_how_to_pass_it(hjgc: CommandLine, tmp_path: Path) -> None:
+    plan = write_small_plan(tmp_path, function="steer")
+    ran = hjgc("run", plan, "--ids", "1,2,3")
+    assert (ran.code, ran.out) == (2, "")
+    for words in (
+        "'steer'",
+        "which this plan calls on the host",
+        "from Python, pass functions={'steer': f} to hjgc.LLM",
+    ):
+        assert words in ran.error
 
 
 def test_an_interruption_closes_the_session(
