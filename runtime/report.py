@@ -110,6 +110,7 @@ def flat_numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
         counters = {name: value for name, value in entry.items() if name not in ("segment", "key")}
         numbers.update(_prefixed(".".join(["segment", *place]), counters))
     if report["code"] is not None:
+        numbers["code.fallback"] = int(report["code"]["fallback"])
         numbers["code.swaps"] = len(report["code"]["swaps"])
         numbers.update(_prefixed("code.just_in_time", report["code"]["just_in_time"]))
     numbers["worker.alive"] = int(report["worker"]["state"] == "running")

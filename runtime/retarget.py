@@ -38,6 +38,11 @@ def chip_number(target: str) -> int:
     return int(target.rpartition("_")[2])
 
 
+def _shared_bytes(target: str) -> int:
+    """What a block may use at most; for the portable target, on every chip."""
+    return LEAST_SHARED_BYTES if target == PORTABLE else SHARED_BYTES.get(chip_number(target), LEAST_SHARED_BYTES)
+
+
 def for_chip(plan: Plan, chip: str) -> tuple[Plan, tuple[int, ...]]:
     """The plan with `chip` among its targets, and those of its new variants whose models were built ahead of time.
     Raises NoKernels."""
@@ -95,9 +100,10 @@ class _Retarget:
         return (self._plan.variants[call.variant] for call in calls)
 
     def _suits(self, variant: Variant) -> bool:
-        most = SHARED_BYTES.get(self._number, LEAST_SHARED_BYTES)
-        fits = variant.built is None or variant.built.shared_bytes <= most
-        return fits and self._plan.templates[variant.template].only in (None, self._chip)
+        """What is not built may need as much as the chip that it was chosen for has."""
+        needed = _shared_bytes(variant.target) if variant.built is None else variant.built.shared_bytes
+        only = self._plan.templates[variant.template].only
+        return needed <= _shared_bytes(self._chip) and only in (None, self._chip)
 
     def _kernel(self, kernel: Kernel) -> Kernel:
         match kernel:

@@ -10,6 +10,7 @@ from hjgc.plan_format.structs import Plan
 from hjgc.runtime.backend import CodeBackend
 from hjgc.runtime.code_choice import CodeChoice
 from hjgc.runtime.just_in_time import JustInTime, Why
+from hjgc.runtime.retarget import PORTABLE
 from hjgc.runtime.route import Router
 from hjgc.runtime.runner import State
 from hjgc.runtime.turns import Turns
@@ -83,6 +84,7 @@ class Supply:
     def report(self) -> dict[str, Any]:
         return {
             "target": self._backend.name,
+            "fallback": self._backend.name == PORTABLE,
             "why": self._choice.words,
             "strict": self._strict,
             "swaps": list(self._swaps),

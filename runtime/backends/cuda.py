@@ -203,6 +203,7 @@ class CudaBackend:
         self._rows.refresh()
 
     def prepare(self, target: str) -> Callable[[], None]:
+        self._driver.make_current()
         kernels = self._bound(target)
 
         def switch() -> None:
