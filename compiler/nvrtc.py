@@ -12,7 +12,7 @@ from typing import Any
 
 from hjgc.plan_format.errors import CompileError
 
-OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
+OPTIONS = ("--std=c++17",)
 
 
 @dataclass(frozen=True)
