@@ -579,8 +579,7 @@ FUNCTION: list[tuple[str, Change, str]] = [
         r"launches\[7\]\.kernels\.cpu\.callback: expected the name of a function: up to 64 letters, digits and _",
     )
     for name in ("", "os.system", "7up", "ste er", "\x1b[2J", "steer\n", "é", "x" * 65, "logits_processor")
-]
-FUNCTION += [
+] + [
     (
         "a captured call of the host's",
         put("phases.1.schedules.0.segments.0.launches", [*range(8)]),
