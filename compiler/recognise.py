@@ -40,6 +40,7 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     _check_interface(model, path)
     _check_host_functions(model, path)
     drop_weight_casts(model)
+    drop_casts_around_host_functions(model)
     keep_cache_in_place(model)
     _check_outputs(model, path)
     apply_rules(model, lift.RULES, journal)
@@ -132,6 +133,19 @@ def _is_weight_or_its_transpose(value: ir.Value) -> bool:
     if node is None:
         return value.is_initializer()
     return node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].is_initializer()
+
+
+def drop_casts_around_host_functions(model: ir.Model) -> None:
+    """A function gets float32 and gives it, whatever the plan computes in: casts between floats say nothing there."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
+        if source is None or node.attributes.get_int("to", 0) not in FLOATS or node.outputs[0].is_graph_output():
+            continue
+        users = [user for user, _ in node.outputs[0].uses()]
+        before = source.dtype in FLOATS and bool(users) and all(is_op(user, "HostFunction") for user in users)
+        if before or is_op(source.producer(), "HostFunction"):
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
 
 
 def keep_cache_in_place(model: ir.Model) -> None:

@@ -56,6 +56,33 @@ def test_every_schedule_of_every_phase_is_cut_around_the_function_and_says_whose
             assert host.kernels == {"cpu": HostCall("steer")}
 
 
+def cast_before_and_after(graph: ir.Graph) -> None:
+    """The function in float16 in a graph of float32."""
+    host = graph.node("host/steer")
+    (x,), (y,) = host.inputs, host.outputs
+    down = ir.node("Cast", [x], name="down", attributes={"to": ir.DataType.FLOAT16})
+    up = ir.node("Cast", [y], name="up", attributes={"to": ir.DataType.FLOAT})
+    down.outputs[0].name, up.outputs[0].name = "narrow", "wide"
+    for user, index in y.uses():
+        if user is not up:
+            user.replace_input_with(index, up.outputs[0])
+    host.replace_input_with(0, down.outputs[0])
+    graph.insert_before(host, down)
+    graph.insert_after(host, up)
+
+
+def test_casts_around_it_say_nothing(tmp_path: Path) -> None:
+    model = changed(copy_of("gqa", tmp_path / "cast"), with_host_function(BETWEEN))
+    cast = compiled(changed(model, cast_before_and_after)).plan
+    assert [ops(phase) for phase in cast.phases] == [ops(phase) for phase in plan_with(tmp_path / "plain").phases]
+
+
+@pytest.mark.parametrize("value", ["Gather", BETWEEN])
+def test_it_may_stand_before_the_cast_that_an_export_of_halves_begins_with(value: str, tmp_path: Path) -> None:
+    model = changed(copy_of("gqa", tmp_path, "bfloat16"), with_host_function(value))
+    assert ops(compiled(model).plan.phase("decode")).count("host_function") == 1
+
+
 @pytest.mark.parametrize("variant", ["mha", "bias", "qknorm", "llama3rope"])
 @pytest.mark.parametrize(
     "value", ["Gather", "model.layers.0/Add", "model.layers.1/Add_1", "model.layers.0.self_attn/Reshape_3"]
