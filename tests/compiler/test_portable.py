@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
 
-from hjgc.compiler import compile_model
+from hjgc.compiler import build_worker, compile_model
 from hjgc.compiler.build_variants import launch_abi
 from hjgc.compiler.build_worker import answer
-from hjgc.compiler.kernels import FOLDER, template_digest, template_names
+from hjgc.compiler.kernels import FOLDER, template_digest, template_names, triton_is_missing
 from hjgc.plan_format import InputError, Plan, load
 from hjgc.plan_format.building import build_request
 from hjgc.plan_format.structs import RowsCall, TemplateCall, template_calls
@@ -109,8 +110,6 @@ def test_the_launch_abi_of_what_is_not_built_is_what_building_it_gives() -> None
 
 
 def _line(plan: Plan, index: int) -> bytes:
-    import msgspec
-
     return msgspec.json.encode(build_request(plan, index))
 
 
@@ -147,3 +146,15 @@ def test_a_target_that_does_not_exist_is_refused_with_the_chips_there_are(tmp_pa
     model = copy_of("gqa", tmp_path)
     with pytest.raises(InputError, match=r"expected cpu or sm_NN, found 'sm_42'; NN is one of 80, 86"):
         compile_model(model, tmp_path / "plan.hjg", targets=("sm_42",))
+
+
+def test_the_process_that_builds_says_when_what_it_needs_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, *rest: object) -> None:
+        raise triton_is_missing(name)
+
+    monkeypatch.setattr(build_worker, "build", missing)
+    monkeypatch.setattr(build_worker, "find_spec", lambda name: None)
+    refusal = answer(_line(compiled()[0], 0)).refusal
+    assert refusal is not None
+    assert refusal.fault == "extra"
+    assert str(refusal).endswith("building it needs triton, which is not installed; pip install 'hjgc[aot]'")
