@@ -101,7 +101,8 @@ class _Prompt:
         """A product as parts and their join."""
         weight, y = step.operands["weight"], step.operands["y"]
         outputs, columns = _number(weight.shape[0]), _number(weight.shape[1])
-        most = max(splits(g, end, outputs, columns) for g in self._gpus for end in range_ends(g, self._rows))
+        rows = self._rows
+        most = max(splits(g, end, outputs, columns, rows) for g in self._gpus for end in range_ends(g, rows))
         parts = Tensor(f"{step.name}.parts", "buffer", "float32", (most, self._rows, outputs))
         product = {"x": step.operands["x"], "weight": weight, "parts": parts}
         self._steps.append(Step(f"{step.name}.parts", "linear_parts", product, {}, step.nodes))

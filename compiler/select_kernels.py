@@ -76,19 +76,19 @@ class Selector:
         ends = range_ends(target, rows) if step.op in RANGED else (rows,)
         before = (0, *ends)  # the range up to `end` begins behind it
         calls = [
-            self._call(step, target, self._choice(step, target, end, parts), ahead=first < self._high)
+            self._call(step, target, self._choice(step, target, end, rows, parts), ahead=first < self._high)
             for first, end in zip(before, ends, strict=False)
         ]
         if all(call == calls[0] for call in calls):
             return calls[0]
         return RowsCall(tuple(RowRange(end, call) for end, call in zip(ends, calls, strict=True)))
 
-    def _choice(self, step: Step, target: str, end: int, parts: Mapping[str, Step]) -> Choice:
+    def _choice(self, step: Step, target: str, end: int, rows: int, parts: Mapping[str, Step]) -> Choice:
         cut = 0
         if step.op == "join":
             made = step_dims(parts[step.operands["parts"].name])
-            cut = splits(target, end, made["N"], made["K"])
-        return choose_prefill(step.op, step_dims(step), self._dtypes, step.operands, target, end, cut)
+            cut = splits(target, end, made["N"], made["K"], rows)
+        return choose_prefill(step.op, step_dims(step), self._dtypes, step.operands, target, end, rows, cut)
 
     def _call(self, step: Step, target: str, choice: Choice, *, ahead: bool = True) -> TemplateCall:
         found = template(choice.template)

@@ -52,6 +52,7 @@ REQUIREMENTS = (
     Requirement("tokenizers>=0.22", "tokenizers", "", "run"),
     Requirement("torch>=2.11,<=2.13.0", "torch", "cpu", "export, and serving on the CPU"),
     Requirement("triton>=3.6", "triton", "aot", "building GPU kernels"),
+    Requirement("nvidia-cuda-nvrtc>=13.0,<14", "cuda.bindings.nvrtc", "aot", "building kernels for Hopper"),
     Requirement("cuda-bindings>=13.0,<14", "cuda.bindings", "cuda", "serving on an NVIDIA GPU"),
     Requirement("onnxruntime>=1.23", "onnxruntime", "ort", "verify --against"),
     Requirement("onnxruntime-gpu>=1.23", "onnxruntime", "ort-gpu", "verify --against; instead of onnxruntime"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from hjgc.compiler.kernels import hopper_tiles
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_tiles import RANGES, Tile, tiles
 from hjgc.compiler.kernels.tiles import Dims, choose_decode
@@ -16,6 +17,8 @@ RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "ga
 
 PORTABLE = "compute_80"
 """What stands in for a chip that a plan has no code for: chosen so that few variants serve all rows."""
+HOPPER = "sm_90"
+"""Whose products are written for its copy engine and its matrix instructions, where shapes allow."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,28 @@ def range_ends(target: str, most: int) -> tuple[int, ...]:
     """The last row count of each range, for calls of up to `most` rows."""
     if target == PORTABLE:  # its tiles hardly differ with the rows, and every variant costs room in the plan
         return (most,)
-    return (*(end for end in RANGES if end < most), most)
+    ends = hopper_tiles.RANGES if target == HOPPER else RANGES
+    return (*(end for end in ends if end < most), most)
 
 
-def splits(target: str, rows: int, outputs: int, columns: int) -> int:
-    """Into how many parts the sum of such a product is cut, in the range of so many rows."""
-    return int(tiles(rows, target)[_product_step(outputs, columns)]["splits"])
+def splits(target: str, rows: int, outputs: int, columns: int, most: int) -> int:
+    """Into how many parts the sum of such a product is cut, in the range of so many rows of at most `most`."""
+    found = hopper_tiles.splits(rows, outputs, columns, most) if target == HOPPER else None
+    return found or int(tiles(rows, target)[_product_step(outputs, columns)]["splits"])
 
 
 def choose_prefill(
-    op: str, dims: Dims, dtypes: DTypes, roles: Collection[str], target: str, rows: int, parts: int
+    op: str, dims: Dims, dtypes: DTypes, roles: Collection[str], target: str, rows: int, most: int, parts: int
 ) -> Choice:
-    """For a step of up to `rows` rows (the end of a range). `dims` holds the op's letters, R those of a part; `roles`
-    the roles that have an operand; `parts` how many parts a `join` adds up. Raises KeyError for an op without one."""
+    """For a step of up to `rows` rows (the end of a range), of at most `most` in any call. `dims` holds the op's
+    letters; `roles` the roles that have an operand; `parts` how many parts a `join` adds up. Raises KeyError for an op
+    without one."""
     if op not in RANGED:
         return Choice(*choose_decode(op, {**dims, "M": 0}, dtypes, roles, target))
+    if target == HOPPER:
+        found = hopper_tiles.choose_hopper(op, dims, dtypes.compute, roles, rows, most)
+        if found is not None:
+            return Choice(*found)
     axes = _AXES[op](dims, roles)
     if op == "join":
         axes["splits"] = parts
@@ -52,7 +62,9 @@ def choose_prefill(
     tile = tiles(rows, target)[step]
     if axes.get("head_norm") is True:
         tile = _of_whole_heads(tile, dims["D"])
-    return Choice(f"prefill_{op}", {**axes, "dtype": dtypes.compute, **tile})
+    # Between Hopper's products every kernel waits by itself: a full edge would undo that for its neighbours too.
+    early = {"pdl": True} if target == HOPPER else {}
+    return Choice(f"prefill_{op}", {**axes, "dtype": dtypes.compute, **tile, **early})
 
 
 def _of_whole_heads(tile: Tile, head_size: int) -> Tile:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hjgc.compiler import compile_model
 from hjgc.plan_format import files
-from hjgc.plan_format.errors import CompileError, InputError
+from hjgc.plan_format.errors import InputError
 from tests.compiler.exports import SMALL, compiled, copy_of
 
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452")

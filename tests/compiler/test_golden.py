@@ -20,8 +20,10 @@ GOLDEN = Path(__file__).parent / "golden"
 STAGES = ("recognise", "specialise", "lower", "classify", "plan_memory", "segment", "select_kernels", "emit")
 ON_A_GPU = ("lower", "select_kernels", "segment")
 """The stages that a GPU among the targets changes."""
-CASES = [(variant, "cpu", stage) for variant in ("mha", "qknorm") for stage in STAGES]
-CASES += [(variant, "sm_90", stage) for variant in ("mha", "qknorm") for stage in ON_A_GPU]
+CASES = [
+    *((variant, "cpu", stage) for variant in ("mha", "qknorm") for stage in STAGES),
+    *((variant, "sm_90", stage) for variant in ("mha", "qknorm") for stage in ON_A_GPU),
+]
 
 
 @cache
