@@ -9,6 +9,7 @@ import pytest
 from hjgc.plan_format import Plan, PlanError, RunError
 from hjgc.plan_format.building import BuildAnswer, BuildRequest
 from hjgc.plan_format.verify import verify
+from hjgc.runtime.backend import BackendRefused
 from hjgc.runtime.build_child import ChildLost
 from hjgc.runtime.code_choice import choose_code
 from hjgc.runtime.opening_cuda import Unusable
@@ -122,6 +123,14 @@ def test_a_long_prompt_runs_in_chunks_of_what_is_built_until_its_own_kernels_are
         assert code["swaps"] == ["prefill of up to 15 rows in one call"]
         assert code["just_in_time"]["reasons"] == {"unplanned rows": 1}
         assert child.closes == 1
+
+
+def test_no_graph_is_built_of_kernels_that_are_not_there_and_the_refusal_says_so(tmp_path: Path) -> None:
+    driver = GpuDriver("sm_90")
+    with open_gpu(write_gpu_plan(tmp_path), driver, FakeChild()) as session:
+        assert session._backend.build("prefill", (0, 1), 4).bytes > 0
+        with pytest.raises(BackendRefused, match="the kernels for 16 rows are not built"):
+            session._backend.build("prefill", (0, 1), 16)
 
 
 def test_a_range_in_between_that_is_not_built_is_cut_at_what_is(tmp_path: Path) -> None:
