@@ -15,6 +15,7 @@ from hjgc.compiler import build_worker, compile_model
 from hjgc.compiler.build_variants import launch_abi
 from hjgc.compiler.build_worker import answer
 from hjgc.compiler.kernels import FOLDER, template_digest, template_names, triton_is_missing
+from hjgc.compiler.kernels.prefill_choice import range_ends
 from hjgc.plan_format import InputError, Plan, load
 from hjgc.plan_format.building import build_request
 from hjgc.plan_format.structs import RowsCall, TemplateCall, template_calls
@@ -76,8 +77,9 @@ def test_ranges_past_the_longest_prompt_are_declared_and_not_built() -> None:
         kernel = launch.kernels["sm_90"]
         for entry in kernel.ranges if isinstance(kernel, RowsCall) else ():
             found.setdefault(entry.high, set()).add(plan.variants[entry.call.variant].built is None)
-    assert sorted(found) == [16, 32, 64, 96, 128]
-    assert {high for high, unbuilt in found.items() if True in unbuilt} == {64, 96, 128}
+    assert sorted(found) == list(range_ends("sm_90", CONTEXT))
+    assert BUILT in found
+    assert {high for high, unbuilt in found.items() if True in unbuilt} == {high for high in found if high > BUILT}
     fixed = [kernel for launch in prefill.launches if isinstance(kernel := launch.kernels["sm_90"], TemplateCall)]
     assert all(plan.variants[kernel.variant].built is not None for kernel in fixed)
 
