@@ -19,7 +19,7 @@ WARPS = 4
 PROGRAMS_AHEAD = 128
 """Programs whose rows are called into the L2 cache by those that wait: about 2 MB. More delays the kernel before."""
 ROWS_AHEAD = 64
-LEAST_SHARE = 192
+LEAST_SHARE = 128
 """Rows of the cache that one program takes alone: sharing them out costs more than it saves."""
 
 Dims = Mapping[str, int]
