@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -15,6 +15,7 @@ from hjgc.compiler.build_worker import BuildWorker, built_variant
 from hjgc.compiler.kernels import is_cuda, template, template_digest, template_files
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.plan_format.building import BuiltVariant
+from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.structs import BuiltCode, CodeReference, ParameterKind, Template, TemplateFile, Variant
 
 VariantKey = tuple[str, str, tuple[tuple[str, AxisValue], ...]]
@@ -46,13 +47,31 @@ def build_variants(
     missing = [key for key in wanted if key not in built]
     if missing:
         _build(missing, built, progress)
+    return code_tables(keys, built, reused)
+
+
+def code_tables(keys: Sequence[VariantKey], built: Mapping[VariantKey, BuiltVariant], reused: int = 0) -> DeviceCode:
+    """What a plan says of these variants, in this order, those that are not `built` without code."""
     tables = _Tables()
     variants = tuple(tables.variant(key, built.get(key)) for key in keys)
     sections = tuple((kind, bytes(data)) for kind, data in tables.sections.items())
     return DeviceCode(tuple(tables.templates), variants, sections, reused)
 
 
-def _build(keys: Sequence[VariantKey], built: dict[VariantKey, BuiltVariant], progress: Callable[[str], None]) -> None:
+def build_all(keys: Sequence[VariantKey], progress: Callable[[str], None]) -> dict[VariantKey, BuiltVariant]:
+    """These variants, from the cache or built, without those that the compiler refuses."""
+    built: dict[VariantKey, BuiltVariant] = {}
+    _build(keys, built, progress, lenient=True)
+    return built
+
+
+def _build(
+    keys: Sequence[VariantKey],
+    built: dict[VariantKey, BuiltVariant],
+    progress: Callable[[str], None],
+    *,
+    lenient: bool = False,
+) -> None:
     """Each core has a worker, and each worker a thread that hands it one variant after the other."""
     workers = min(len(keys), available_cores())
     with ExitStack() as stack:
@@ -73,7 +92,8 @@ def _build(keys: Sequence[VariantKey], built: dict[VariantKey, BuiltVariant], pr
         stack.callback(lambda: [future.cancel() for future in futures])
         for number, (key, future) in enumerate(zip(keys, futures, strict=True)):
             progress(f"build {number + 1} of {len(keys)} kernels")
-            built[key] = future.result()
+            with suppress(*((CompileError,) if lenient else ())):
+                built[key] = future.result()
 
 
 def available_cores() -> int:

@@ -27,6 +27,7 @@ from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 from hjgc.runtime.backends.cuda_rows import Rows
 from hjgc.runtime.backends.cuda_staging import Tokens, Uploads
+from hjgc.runtime.backends.cuda_timing import Timing
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES, load_weights
 from hjgc.runtime.backends.element_types import from_float32, to_float32
 
@@ -226,6 +227,10 @@ class CudaBackend:
         built = CudaGraph(executable, bucket, self.graph_bytes(len(launches)))
         self._graph_bytes += built.bytes
         return built
+
+    def timing(self) -> Timing:
+        """Times graphs on this backend's memory while nobody is served."""
+        return Timing(self._driver, self._memory, self._code.loaded, self._target, self._stream)
 
     def graph_bytes(self, launches: int) -> int:
         return launches * GRAPH_BYTES_PER_LAUNCH

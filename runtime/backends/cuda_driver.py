@@ -183,6 +183,14 @@ class Driver:
     def make_event(self) -> Handle:
         return self._call("cuEventCreate", int(self._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
+    def make_timer(self) -> Handle:
+        """An event that knows when it happened."""
+        return self._call("cuEventCreate", int(self._cuda.CUevent_flags.CU_EVENT_DEFAULT))
+
+    def milliseconds(self, begin: Handle, end: Handle) -> float:
+        """Between two timers that were recorded and waited for."""
+        return float(self._call("cuEventElapsedTime", begin, end))
+
     def record(self, event: Handle, stream: Handle) -> None:
         """Let the event stand for the work issued to the stream so far."""
         self._call("cuEventRecord", event, stream)
