@@ -22,16 +22,14 @@ from hjgc.compiler import nvrtc
 from hjgc.compiler.elf import registers
 from hjgc.compiler.kernels import check_name, is_cuda, template, template_digest, triton_is_missing
 from hjgc.compiler.kernels.declaration import AxisValue, CudaFunction, Template
+from hjgc.plan_format.chips import FIRST_WITH_PDL, HOPPER, PORTABLE, has_pdl
 from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.files import write_atomically
 from hjgc.plan_format.structs import BuiltCode, CodeReference, ParameterKind, Variant
 
 PARAMETER_WIDTHS = {"pointer": 64, "int32": 32, "int64": 64, "float32": 32, "scratch": 64, "tensor_map": 1024}
-PORTABLE = "compute_80"
-"""PTX that every chip from sm_80 on can run, once its driver has translated it."""
 TARGETS = {f"sm_{number}": number for number in (80, 86, 87, 89, 90, 100, 103, 120, 121)} | {PORTABLE: 80}
 """Chips that were tried. LLVM ends the whole process where it meets one that it does not know."""
-FIRST_WITH_PDL = 90
 RECIPE = 1
 """Counted in the digest of the cache: raise it when this file builds the same template differently."""
 
@@ -129,7 +127,7 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
         raise CompileError(place, f"expected one of {', '.join(TARGETS)}, found {target!r}", field="target")
     template.check(axes)
     pdl = axes.get("pdl") is True
-    if pdl and (target == PORTABLE or TARGETS[target] < FIRST_WITH_PDL):
+    if pdl and not has_pdl(target):
         raise CompileError(place, f"expected sm_{FIRST_WITH_PDL} or later, found {target}", field="axis pdl")
     if isinstance(template.function, CudaFunction):
         return _compile_cuda(place, template, template.function, axes, target)
@@ -153,8 +151,8 @@ def _compile(name: str, template: Template, axes: Mapping[str, AxisValue], targe
 def _compile_cuda(
     place: str, template: Template, function: CudaFunction, axes: Mapping[str, AxisValue], target: str
 ) -> Built:
-    if TARGETS[target] != FIRST_WITH_PDL:
-        raise CompileError(place, f"expected sm_{FIRST_WITH_PDL}, found {target}", field="target")
+    if target != HOPPER:
+        raise CompileError(place, f"expected {HOPPER}, found {target}", field="target")
     constants = "".join(_constant(name, value) for name, value in template.constants(axes).items())
     try:
         code = nvrtc.compile_cuda(constants + function.text(axes), target)

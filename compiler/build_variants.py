@@ -10,11 +10,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from hjgc.compiler.build import FIRST_WITH_PDL, read_built
+from hjgc.compiler.build import read_built
 from hjgc.compiler.build_worker import BuildWorker, built_variant
 from hjgc.compiler.kernels import is_cuda, template, template_digest, template_files
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.plan_format.building import BuiltVariant
+from hjgc.plan_format.chips import HOPPER
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.structs import BuiltCode, CodeReference, ParameterKind, Template, TemplateFile, Variant
 
@@ -130,7 +131,7 @@ class _Tables:
         for index, known in enumerate(self.templates):
             if known.name == name:
                 return index
-        only = f"sm_{FIRST_WITH_PDL}" if is_cuda(name) else None
+        only = HOPPER if is_cuda(name) else None
         files = tuple(self._file(*file) for file in template_files(name).items())
         self.templates.append(Template(name, template_digest(name), tuple(sorted(axes)), files, only))
         return len(self.templates) - 1

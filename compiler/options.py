@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hjgc.compiler.build import PORTABLE, TARGETS
+from hjgc.compiler.build import TARGETS
+from hjgc.plan_format.chips import PORTABLE
 from hjgc.plan_format.errors import InputError
 
 ComputeDType = Literal["float32", "float16", "bfloat16"]

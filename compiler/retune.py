@@ -21,17 +21,7 @@ from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import bind_axes
 from hjgc.plan_format.sizes import Expression
-from hjgc.plan_format.structs import (
-    Kernel,
-    Launch,
-    Phase,
-    Plan,
-    RowRange,
-    RowsCall,
-    TemplateCall,
-    Variant,
-    template_calls,
-)
+from hjgc.plan_format.structs import Launch, Phase, Plan, TemplateCall, Variant, map_calls, template_calls
 
 
 @dataclass(frozen=True)
@@ -64,25 +54,17 @@ def with_axes(plan: Plan, number: int, axes: Axes) -> Plan:
 
 
 def _phase(plan: Plan, phase: Phase, name: str, axes: Axes, number: int, place: int) -> Phase:
-    def changed(launch: Launch, call: TemplateCall) -> TemplateCall:
-        if call.variant != number:
-            return call
-        return template(name).call(place, axes, launch.operands, _letters(plan, phase, launch))
+    def changed(launch: Launch) -> Launch:
+        if all(call.variant != number for call in _calls(launch)):
+            return launch
+        made = template(name).call(place, axes, launch.operands, _letters(plan, phase, launch))
+        return _with_calls(launch, lambda call: made if call.variant == number else call)
 
-    return msgspec.structs.replace(phase, launches=tuple(_map_calls(launch, changed) for launch in phase.launches))
+    return msgspec.structs.replace(phase, launches=tuple(map(changed, phase.launches)))
 
 
-def _map_calls(launch: Launch, change: Callable[[Launch, TemplateCall], TemplateCall]) -> Launch:
-    def mapped(kernel: Kernel) -> Kernel:
-        match kernel:
-            case TemplateCall():
-                return change(launch, kernel)
-            case RowsCall():
-                return RowsCall(tuple(RowRange(entry.high, change(launch, entry.call)) for entry in kernel.ranges))
-            case _:
-                return kernel
-
-    kernels = {target: mapped(kernel) for target, kernel in launch.kernels.items()}
+def _with_calls(launch: Launch, change: Callable[[TemplateCall], TemplateCall]) -> Launch:
+    kernels = {target: map_calls(kernel, change) for target, kernel in launch.kernels.items()}
     return msgspec.structs.replace(launch, kernels=kernels)
 
 
@@ -102,11 +84,11 @@ def gathered(file: PlanFile, plan: Plan, added: Mapping[int, BuiltVariant], note
     code = code_tables(keys, built)
     numbers = {old: new for new, old in enumerate(called)}
 
-    def renumbered(_: Launch, call: TemplateCall) -> TemplateCall:
+    def renumbered(call: TemplateCall) -> TemplateCall:
         return msgspec.structs.replace(call, variant=numbers[call.variant])
 
     phases = tuple(
-        msgspec.structs.replace(phase, launches=tuple(_map_calls(launch, renumbered) for launch in phase.launches))
+        msgspec.structs.replace(phase, launches=tuple(_with_calls(launch, renumbered) for launch in phase.launches))
         for phase in plan.phases
     )
     producer = msgspec.structs.replace(plan.producer, options={**plan.producer.options, **notes})

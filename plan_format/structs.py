@@ -6,6 +6,7 @@ elements unless a name says bytes. Fields added later go last, with defaults.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -263,6 +264,17 @@ def template_calls(kernel: Kernel) -> tuple[TemplateCall, ...]:
             return tuple(entry.call for entry in kernel.ranges)
         case _:
             return ()
+
+
+def map_calls(kernel: Kernel, change: Callable[[TemplateCall], TemplateCall]) -> Kernel:
+    """The kernel with each of its template calls changed."""
+    match kernel:
+        case TemplateCall():
+            return change(kernel)
+        case RowsCall():
+            return RowsCall(tuple(RowRange(entry.high, change(entry.call)) for entry in kernel.ranges))
+        case _:
+            return kernel
 
 
 def call_for(kernel: Kernel, rows: int) -> TemplateCall | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from hjgc.plan_format.checker import Checker, brief
+from hjgc.plan_format.chips import TARGET
 from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.ledger import make_ledger
 from hjgc.plan_format.structs import FEATURES, FORMAT_VERSION, DebugMap, LaunchDebug, Plan, parameter_block
@@ -24,7 +24,6 @@ from hjgc.plan_format.verify_tables import (
     check_weights,
 )
 
-TARGET = re.compile(r"cpu|(sm|compute)_[1-9][0-9]{1,2}")
 FLOATS = ("float32", "float16", "bfloat16")
 MAX_TOTAL_BYTES = 16 * MAX_TABLE_BYTES
 MAX_PHASES = 16

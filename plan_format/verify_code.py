@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from hjgc.plan_format.checker import MAX_NAME, Checker, brief
+from hjgc.plan_format.chips import FIRST_WITH_PDL, has_pdl
 from hjgc.plan_format.structs import BuiltCode, CodeReference, Plan, Template, Variant
 from hjgc.plan_format.verify_tables import check_digest
 
@@ -17,7 +18,6 @@ MAX_REGISTERS = 255
 MAX_SHARED_BYTES = 1 << 20
 WARP = 32
 MOST_THREADS = 1024
-FIRST_WITH_PDL = 90
 
 
 def check_variants(plan: Plan, section_lengths: Mapping[str, int], check: Checker) -> None:
@@ -56,7 +56,7 @@ def _check_variant(plan: Plan, variant: Variant, where: str, check: Checker) -> 
         if isinstance(value, str):
             check.text(value, f"{where}.axes.{axis}", MAX_NAME)
     check.count(variant.parameters, MAX_PARAMETERS, f"{where}.parameters")
-    waits = not variant.pdl or (variant.target.startswith("sm_") and int(variant.target[3:]) >= FIRST_WITH_PDL)
+    waits = not variant.pdl or has_pdl(variant.target)
     check.require(waits, f"{where}.pdl", f"false before sm_{FIRST_WITH_PDL}", variant.target)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hjgc.plan_format.chips import PORTABLE, chip_number
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.just_in_time import Why
-from hjgc.runtime.retarget import FIRST_PORTABLE, PORTABLE, chip_number, for_chip, without_code
+from hjgc.runtime.retarget import for_chip, without_code
 
 Trust = Literal["plan", "templates"]
 """Whose device code is run: the plan's, or only what is built from the templates installed with hjgc."""
@@ -45,7 +46,7 @@ def choose_code(plan: Plan, chip: str, *, asked: str | None, trust: Trust, stric
             f"--target {chip}"
         )
     derived, ahead = for_chip(plan, chip)
-    if PORTABLE in plan.targets and chip_number(chip) >= FIRST_PORTABLE:
+    if PORTABLE in plan.targets and chip_number(chip) >= chip_number(PORTABLE):
         return CodeChoice(derived, PORTABLE, words, better=chip, later=ahead)
     return CodeChoice(derived, chip, words, Why.UNKNOWN_CHIP, ahead)
 

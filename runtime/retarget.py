@@ -10,20 +10,9 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from hjgc.plan_format.structs import (
-    Kernel,
-    Phase,
-    Plan,
-    RowRange,
-    RowsCall,
-    TemplateCall,
-    Variant,
-    template_calls,
-)
+from hjgc.plan_format.chips import PORTABLE, chip_number, has_pdl
+from hjgc.plan_format.structs import Phase, Plan, TemplateCall, Variant, map_calls, template_calls
 
-PORTABLE = "compute_80"
-FIRST_WITH_PDL = 90
-FIRST_PORTABLE = 80
 SHARED_BYTES = {number: kib << 10 for number, kib in ((80, 163), (87, 163), (90, 227), (100, 227), (103, 227))}
 LEAST_SHARED_BYTES = 99 << 10
 """What a block may use on the other chips."""
@@ -31,11 +20,6 @@ LEAST_SHARED_BYTES = 99 << 10
 
 class NoKernels(Exception):
     """A phase has no calls that the chip could run: a sentence."""
-
-
-def chip_number(target: str) -> int:
-    """The compute capability of `sm_NN` or `compute_NN`."""
-    return int(target.rpartition("_")[2])
 
 
 def _shared_bytes(target: str) -> int:
@@ -70,7 +54,7 @@ class _Retarget:
     def phase(self, phase: Phase) -> Phase:
         base = self._base(phase)
         launches = tuple(
-            replace(launch, kernels={**launch.kernels, self._chip: self._kernel(launch.kernels[base])})
+            replace(launch, kernels={**launch.kernels, self._chip: map_calls(launch.kernels[base], self._call)})
             for launch in phase.launches
         )
         return replace(phase, launches=launches)
@@ -105,20 +89,11 @@ class _Retarget:
         only = self._plan.templates[variant.template].only
         return needed <= _shared_bytes(self._chip) and only in (None, self._chip)
 
-    def _kernel(self, kernel: Kernel) -> Kernel:
-        match kernel:
-            case TemplateCall():
-                return self._call(kernel)
-            case RowsCall():
-                return RowsCall(tuple(RowRange(entry.high, self._call(entry.call)) for entry in kernel.ranges))
-            case _:
-                return kernel
-
     def _call(self, call: TemplateCall) -> TemplateCall:
         base = self._plan.variants[call.variant]
         if call.variant not in self._numbers:
             number = self._numbers[call.variant] = len(self._plan.variants) + len(self.variants)
-            pdl = base.pdl and self._number >= FIRST_WITH_PDL
+            pdl = base.pdl and has_pdl(self._chip)
             axes = {**base.axes, "pdl": pdl} if "pdl" in base.axes else base.axes
             self.variants.append(replace(base, target=self._chip, axes=axes, pdl=pdl, built=None))
             if base.built is not None:

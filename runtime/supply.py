@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hjgc.plan_format.building import BuiltVariant
+from hjgc.plan_format.chips import PORTABLE
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.backend import CodeBackend
 from hjgc.runtime.code_choice import CodeChoice
 from hjgc.runtime.just_in_time import JustInTime, Why
-from hjgc.runtime.retarget import PORTABLE
 from hjgc.runtime.route import Router
 from hjgc.runtime.runner import State
 from hjgc.runtime.turns import Turns

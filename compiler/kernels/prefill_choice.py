@@ -9,16 +9,11 @@ from hjgc.compiler.kernels import hopper_tiles
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_tiles import RANGES, Tile, tiles
 from hjgc.compiler.kernels.tiles import Dims, choose_decode
+from hjgc.plan_format.chips import HOPPER, PORTABLE
 from hjgc.plan_format.structs import DTypes
 
 RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "gated_linear"})
 """Ops whose tiles depend on the rows; the others have one choice for all."""
-
-
-PORTABLE = "compute_80"
-"""What stands in for a chip that a plan has no code for: chosen so that few variants serve all rows."""
-HOPPER = "sm_90"
-"""Whose products are written for its copy engine and its matrix instructions, where shapes allow."""
 
 
 @dataclass(frozen=True)

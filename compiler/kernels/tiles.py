@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue
+from hjgc.plan_format.chips import has_pdl
 from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.structs import DTypes
 
-FIRST_WITH_PDL = 90
 NUMBERS_A_THREAD = 32
 WARPS = 4
 PROGRAMS_AHEAD = 128
@@ -42,7 +42,7 @@ def choose_decode(
     """The name of the template and its axes for a launch of one row. `dims` holds the op's letters, `roles` the roles
     that have an operand. Raises KeyError for an op that has no such template."""
     axes = _CHOICES[op](dims, dtypes, roles, target)
-    return DECODE_TEMPLATES[op], {**axes, "pdl": _number(target) >= FIRST_WITH_PDL}
+    return DECODE_TEMPLATES[op], {**axes, "pdl": has_pdl(target)}
 
 
 def scratch(op: str, axes: Axes) -> dict[str, tuple[DType, tuple[int, ...]]]:
@@ -58,11 +58,6 @@ def scratch(op: str, axes: Axes) -> dict[str, tuple[DType, tuple[int, ...]]]:
             return {"scores": ("float32", (int(axes["vocabulary"]),))}
         case _:
             return {}
-
-
-def _number(target: str) -> int:
-    """The compute capability of `sm_NN`; no number of a chip for `compute_NN`, which must run on all later ones."""
-    return int(target.removeprefix("sm_")) if target.startswith("sm_") else 0
 
 
 def _embedding(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
@@ -101,7 +96,7 @@ def _attention(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) 
     shares = 8
     while shares * dims["G"] < 256 and shares < 32:
         shares *= 2
-    ahead = ROWS_AHEAD if _number(target) >= FIRST_WITH_PDL else 0
+    ahead = ROWS_AHEAD if has_pdl(target) else 0
     tile = {"shares": shares, "least": LEAST_SHARE, "block": 64 if alone else 32, "ahead": ahead, "warps": WARPS}
     return {**_cache(dims, dtypes), "dtype": dtypes.compute, **tile}
 
@@ -138,7 +133,7 @@ def _product(target: str, template: str, outputs: int, columns: int, tiles: int)
     while block * 2 <= min(columns, 2048):
         block *= 2
     rows = max(1, NUMBERS_A_THREAD * 32 * WARPS // (tiles * block))
-    ahead = PROGRAMS_AHEAD if _number(target) >= FIRST_WITH_PDL else 0
+    ahead = PROGRAMS_AHEAD if has_pdl(target) else 0
     return {"rows": min(rows, 8), "block": block, "unroll": False, "ahead": ahead, "warps": WARPS}
 
 
