@@ -2,7 +2,7 @@
 
     compare_paths.py PLAN [LENGTH ...]      the plan's weights beside it; prints least / median / most milliseconds
 
-Each length is answered 30 times back to back, then 20 times with 30 ms of rest before each, by graphs and plain launches
+Each length is answered 30 times back to back, then 20 times with 30 ms of rest before each, by graphs and by launches
 in turn, with the clock and the power that the card shows after; then by graphs whose edges are full above some rows.
 """
 
