@@ -49,7 +49,8 @@ def plan(variant: str, dtype: str = "float16", context: int = 1024) -> Path:
     """A plan for this GPU, beside its weights."""
     folder = checkpoint(variant, dtype)
     path = folder / f"{dtype}-{context}.hjg"
-    return compile_model(folder / "model.onnx", path, targets=(target(),), dtype=dtype, context=context).path
+    options: dict[str, Any] = {"targets": (target(),), "dtype": dtype, "context": context, "portable": False}
+    return compile_model(folder / "model.onnx", path, **options).path
 
 
 @cache
