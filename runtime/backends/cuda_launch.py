@@ -179,35 +179,25 @@ class GraphBuilder:
         self._before: dict[int, list[tuple[int, str]]] = {}
         for edge in phase.edges:
             self._before.setdefault(edge.after, []).append((edge.before, edge.kind))
-        self._nodes: dict[int, tuple[Handle, BoundCall]] = {}
-        """Each with what it points into."""
-        self._tokens = 0
 
     def build(self, numbers: Sequence[int], tokens: int) -> Handle:
         """A graph of these launches for so many rows. The caller drops it. Raises DriverError."""
-        if tokens != self._tokens:
-            self._nodes, self._tokens = {}, tokens
         driver, launches = self._kernels.driver, self._phase.launches
-        for number in numbers:
-            if number not in self._nodes:
-                self._nodes[number] = self._node(launches[number], tokens)
         overlapping = {number: self._kernels.overlaps(launches[number], tokens) for number in numbers}
         graph = driver.make_graph()
         try:
             added: dict[int, Handle] = {}
             for number in numbers:
+                bound = _bound(self._kernels, self._phase, launches[number], tokens)
                 before = [edge for edge in self._before.get(number, ()) if edge[0] in added]
                 nodes = [added[earlier] for earlier, _ in before]
                 early = [kind == "pdl" and overlapping[earlier] and overlapping[number] for earlier, kind in before]
-                added[number] = driver.add_kernel(graph, self._nodes[number][0], nodes, early)
+                call = (bound.function, bound.parameters)
+                added[number] = driver.add_kernel(graph, bound.fit(tokens), call, nodes, early)
         except BaseException:
             driver.drop_graph(graph)
             raise
         return graph
-
-    def _node(self, launch: Launch, tokens: int) -> tuple[Handle, BoundCall]:
-        bound = _bound(self._kernels, self._phase, launch, tokens)
-        return self._kernels.driver.make_node(bound.fit(tokens), bound.function, bound.parameters), bound
 
 
 def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: int) -> BoundCall:

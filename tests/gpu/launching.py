@@ -104,9 +104,8 @@ class Device:
         graph = self.driver.make_graph()
         before: list[Handle] = []
         for i, step in enumerate(steps):
-            node = self.driver.make_node(step.shape, step.function, step.parameters)
             early = [overlap and step.pdl and steps[i - 1].pdl] if before else []
-            before = [self.driver.add_kernel(graph, node, before, early)]
+            before = [self.driver.add_kernel(graph, step.shape, (step.function, step.parameters), before, early)]
         executable = self.driver.instantiate(graph, self.stream)
         self.driver.drop_graph(graph)
         return executable

@@ -85,9 +85,9 @@ class Graph:
         graph = driver().make_graph()
         last: tuple[Handle, Call] | None = None
         for call in self._calls:
-            node = driver().make_node(call.shape, call.code.function, call.parameters)
             before, early = ([last[0]], [last[1].code.pdl and call.overlaps]) if last else ([], [])
-            last = driver().add_kernel(graph, node, before, early), call
+            what = (call.code.function, call.parameters)
+            last = driver().add_kernel(graph, call.shape, what, before, early), call
         self._executable = driver().instantiate(graph, self._stream)
         driver().drop_graph(graph)
 

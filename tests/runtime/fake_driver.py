@@ -194,17 +194,18 @@ class FakeDriver:
     def make_graph(self) -> list[str]:
         return []
 
-    def make_node(self, shape: LaunchShape, function: str, parameters: int) -> dict[str, Any]:
-        return {"shape": shape, "function": function, "parameters": parameters}
-
-    def resize(self, node: dict[str, Any], shape: LaunchShape) -> None:
-        node["shape"] = shape
-
-    def add_kernel(self, graph: list[str], node: dict[str, Any], before: Sequence[int], early: Sequence[bool]) -> int:
+    def add_kernel(
+        self,
+        graph: list[str],
+        shape: LaunchShape,
+        call: tuple[str, int],
+        before: Sequence[int],
+        early: Sequence[bool],
+    ) -> int:
         self._do("add_kernel")
         after = " ".join(f"{n}{'early' if kind else 'full'}" for n, kind in zip(before, early, strict=True))
-        blocks, rows = node["shape"].grid[0], values_at(node["parameters"])[4]
-        graph.append(f"{node['function']} of {blocks} for {rows} after {after or 'nothing'}")
+        blocks, rows = shape.grid[0], values_at(call[1])[4]
+        graph.append(f"{call[0]} of {blocks} for {rows} after {after or 'nothing'}")
         return len(graph) - 1
 
     def instantiate(self, graph: list[str], stream: str) -> tuple[str, ...]:

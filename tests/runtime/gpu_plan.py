@@ -136,8 +136,10 @@ class GpuDriver(FakeDriver):
     def launch(self, config: tuple[LaunchShape, bool, str], function: str, parameters: int) -> None:
         self._do(f"launch {function}")
 
-    def add_kernel(self, graph: list[str], node: dict[str, Any], before: Sequence[int], early: Sequence[bool]) -> int:
-        graph.append(node["function"])
+    def add_kernel(
+        self, graph: list[str], shape: LaunchShape, call: tuple[str, int], before: Sequence[int], early: Sequence[bool]
+    ) -> int:
+        graph.append(call[0])
         return len(graph) - 1
 
     def replay(self, executable: tuple[str, ...], stream: str) -> None:
