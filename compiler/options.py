@@ -13,6 +13,8 @@ ComputeDType = Literal["float32", "float16", "bfloat16"]
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 DEFAULT_CONTEXT = 4096
 DEFAULT_PROMPT = 512
+MOST_PROMPT = 1 << 16
+"""Rows that GPU kernels take at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def check_options(
         raise InputError("--prompt", f"expected LOW:HIGH with 1 <= LOW <= HIGH, found {low}:{high}")
     if context is not None and high > context:
         raise InputError("--prompt", f"expected at most the context of {context}, found {high}")
+    if context is not None and high > MOST_PROMPT and any(target != "cpu" for target in targets):
+        problem = f"expected at most {MOST_PROMPT} tokens at a time on a GPU, found {high}"
+        raise InputError("--prompt", problem, next_step="say less: longer prompts run in chunks")
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise InputError("--dtype", f"expected one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
     if portable and PORTABLE not in targets and any(target.startswith("sm_") for target in targets):

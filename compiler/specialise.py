@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from pathlib import Path
 
 import onnx_ir as ir
@@ -86,13 +86,17 @@ def choose_context(model: ir.Model, options: Options) -> int:
 
 
 def device_buckets(targets: Iterable[str], high: int) -> tuple[int, ...]:
-    """Where some range of rows ends on a GPU, and below the first as few as leave none over half empty: 1, 3, 7, 16."""
+    """Where some range of rows ends on a GPU, and between them as few as leave none over half empty: 1, 3, 7, 16."""
     ends = sorted({end for target in targets for end in range_ends(target, high)})
-    first = ends[0]
-    while first > 1:
-        first = -(-first // 2) - 1 or 1
-        ends.insert(0, first)
-    return tuple(ends)
+    between = (bucket for below, end in pairwise((0, *ends)) for bucket in _halves(below, end))
+    return tuple(sorted({*ends, *between}))
+
+
+def _halves(below: int, end: int) -> Iterator[int]:
+    """Buckets over `below` and under `end`: the next is never over twice the least length that is too long for one."""
+    while end > 2 * (below + 1) or end == 2:
+        end = -(-end // 2) - 1 or 1
+        yield end
 
 
 def choose_buckets(low: int, high: int) -> tuple[int, ...]:

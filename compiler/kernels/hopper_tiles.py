@@ -40,11 +40,13 @@ def choose_hopper(
 ) -> tuple[str, dict[str, AxisValue]] | None:
     """The template and its axes for a step of up to `rows` rows, x (and each of the parts) being in a buffer of
     `capacity` rows. `dims` holds the op's letters; `roles` those that have an operand. None where another template must
-    serve: another op, x not yet normalised, sizes that tensor maps cannot say."""
+    serve: another op, x not yet normalised, sizes that tensor maps cannot say or that the template does not take."""
     if op not in TEMPLATES or "norm_weight" in roles:
         return None
     tokens = min(range_of(rows), capacity)
     shape = _SHAPES[op](dims, roles) | {"dtype": dtype, "row_capacity": capacity, "tokens": tokens}
+    if not all(TEMPLATES[op].axes[name].allows(value) for name, value in shape.items()):
+        return None
     tile = _measured(op, shape, tokens) or _preferred(op, tuple(sorted(shape.items())))
     return None if tile is None else (f"hopper_{op}", {**shape, **tile})
 

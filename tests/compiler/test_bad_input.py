@@ -557,6 +557,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "prompt_of_nothing": ({"prompt": (0, 8)}, "--prompt", "found 0:8"),
     "prompt_falling": ({"prompt": (9, 8)}, "--prompt", "found 9:8"),
     "prompt_beyond_context": ({"prompt": (1, 65)}, "--prompt", "expected at most the context of 64, found 65"),
+    "prompt_beyond_kernels": (
+        {"prompt": (1, 70_000), "context": 100_000, "targets": ("sm_90",)},
+        "--prompt",
+        "expected at most 65536 tokens at a time on a GPU, found 70000",
+    ),
     "context_of_one": ({"context": 1}, "--context", "expected at least 2 tokens, found 1"),
     "context_beyond_the_models": ({"context": 10**9}, "--context", "expected at most the model's 1024 tokens"),
     "dtype_unknown": ({"dtype": "int4"}, "--dtype", "expected one of float32, float16, bfloat16, found 'int4'"),

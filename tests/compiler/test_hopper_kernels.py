@@ -202,3 +202,10 @@ def test_what_was_measured_has_a_choice_for_every_range() -> None:
 )
 def test_what_it_cannot_do_is_left_to_other_templates(op: str, dims: dict[str, int], roles: tuple[str, ...]) -> None:
     assert choose_hopper(op, dims, "float16", roles, 100, 512) is None
+
+
+def test_more_rows_than_it_takes_are_left_to_other_templates_with_their_parts() -> None:
+    dims = {"N": 4096, "K": 4096}
+    assert choose_hopper("linear_parts", dims, "float16", (), 4096, 4096) is not None
+    assert choose_hopper("linear_parts", dims, "float16", (), 5000, 5000) is None
+    assert splits(5000, 4096, 4096, 5000) is None

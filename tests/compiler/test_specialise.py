@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from hjgc.compiler import compile_model
-from hjgc.compiler.specialise import choose_buckets
+from hjgc.compiler.kernels.prefill_choice import range_ends
+from hjgc.compiler.specialise import choose_buckets, device_buckets
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.opening import open_session
@@ -52,6 +54,15 @@ def test_no_prompt_in_the_range_leaves_half_of_its_graph_empty_and_only_one_of_t
 )
 def test_the_buckets_of(low: int, high: int, buckets: tuple[int, ...]) -> None:
     assert choose_buckets(low, high) == buckets
+
+
+@pytest.mark.parametrize("targets", [("sm_90",), ("sm_80",), ("compute_80",), ("sm_80", "sm_90", "compute_80")])
+def test_buckets_on_a_gpu_hold_the_end_of_each_range_and_leave_none_over_half_empty(targets: tuple[str, ...]) -> None:
+    for high in (1, 2, 7, 8, 17, 100, 511, 512, 513, 1026, 1027, 2048, 4096, 65536):
+        buckets = device_buckets(targets, high)
+        ends = {end for target in targets for end in range_ends(target, high)}
+        assert ends <= set(buckets) and buckets[0] == 1 and buckets[-1] == high, (targets, high)
+        assert all(a < b <= 2 * (a + 1) for a, b in pairwise(buckets)), (targets, high)
 
 
 def compiled(prompt: tuple[int, int], context: int | None) -> Plan:
