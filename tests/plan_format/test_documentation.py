@@ -47,6 +47,7 @@ def test_the_kinds_of_section_and_their_limits_are_named() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for kind in container.KINDS:
         assert f"| `{kind}` |" in text
+    assert f"number of sections, u32: 1 to {len(container.KINDS)} |" in text
     for kind, limit in container.MAX_SECTION_BYTES.items():
         assert re.search(rf"\| `{kind}` \|.*\| {limit >> 20} MiB \|", text)
 
