@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from hjgc.compiler.build_variants import VariantKey, code_tables, launch_abi
-from hjgc.compiler.kernels import template, template_digest
+from hjgc.compiler.kernels import template, template_digest, template_names
 from hjgc.compiler.kernels.declaration import Axes
 from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.codec import PlanFile
@@ -35,8 +35,10 @@ class Retuned:
 def check_templates(plan: Plan, path: Path) -> None:
     """Raises PlanError where a template of the plan is not the installed one: its variants could not be built again."""
     for i, known in enumerate(plan.templates):
-        if template_digest(known.name) != known.digest:
-            problem = f"expected the text of the template {known.name} that is installed, found another"
+        installed = template_digest(known.name) if known.name in template_names() else None
+        if installed != known.digest:
+            found = "none of that name" if installed is None else "another"
+            problem = f"expected the text of the template {known.name} that is installed, found {found}"
             raise PlanError(
                 path, problem, field=f"$.templates[{i}]", next_step="compile the model again with this hjgc"
             )

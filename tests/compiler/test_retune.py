@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hjgc import plan_format
@@ -79,3 +80,12 @@ def test_a_plan_of_other_templates_cannot_be_tuned(path: Path, monkeypatch: pyte
         monkeypatch.setattr("hjgc.compiler.retune.template_digest", lambda name: "0" * 64)
         with pytest.raises(PlanError, match=r"\$\.templates\[0\]: expected the text of the template"):
             check_templates(file.plan, path)
+
+
+@pytest.mark.parametrize("name", ["of_another_version", "../build", "../../../pyproject"])
+def test_a_plan_of_a_template_that_is_not_installed_cannot_be_tuned(name: str, path: Path) -> None:
+    with plan_format.load(path) as file:
+        strange = msgspec.structs.replace(file.plan.templates[0], name=name)
+        plan = msgspec.structs.replace(file.plan, templates=(strange,))
+    with pytest.raises(PlanError, match=r"\$\.templates\[0\]: expected the text .* found none of that name"):
+        check_templates(plan, path)
