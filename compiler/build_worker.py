@@ -7,8 +7,10 @@ its input ends. What it builds is cached by digest, as always.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from types import TracebackType
 from typing import IO
@@ -34,7 +36,15 @@ class BuildWorker:
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", __name__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        # Compilers are killed in the middle of their files, which would stay behind in a folder that is not ours.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment() | {"TMPDIR": self._folder.name},
+            process_group=0,  # Ctrl-C is for us, who end it and what it started
+        )
 
     def build(self, template: str, axes: dict[str, AxisValue], target: str) -> BuiltVariant:
         """The variant, from the cache if it was built before. Raises CompileError."""
@@ -58,9 +68,11 @@ class BuildWorker:
             raise CompileError(f"template {request.template} for {request.target}", problem) from None
 
     def close(self) -> None:
-        """Ends the process at once, whatever it is doing."""
-        self._process.kill()
+        """Ends the process, and the compilers that it started, at once, whatever they are doing."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
+        self._folder.cleanup()
 
     def __enter__(self) -> BuildWorker:
         return self

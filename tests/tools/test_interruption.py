@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -23,6 +24,9 @@ def note(text):
 console.note = note
 cli.main(sys.argv[2:])
 """
+
+LIKE_A_SHELL = "import os, sys; from hjgc.tools import cli; os.setpgrp(); cli.main(sys.argv[1:])"
+"""A command as a shell starts it: with its children it is the group that Ctrl-C on the terminal reaches."""
 
 
 def stages_of(hjgc: CommandLine, *arguments: str | Path) -> list[str]:
@@ -82,3 +86,23 @@ def test_an_interruption_at_any_stage_leaves_nothing_behind(
             patch.setattr("hjgc.tools.console.note", interrupt)
             assert hjgc(*arguments).code == 130, stage
         assert list(out.iterdir()) == [], stage
+
+
+def test_ctrl_c_while_kernels_are_built_ends_the_processes_that_build_them_and_their_files(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setenv("HJGC_CACHE_DIR", str(tmp_path / "cache"))
+    arguments = ("compile", str(model), "-o", str(tmp_path / "p.hjg"), "--target", "sm_90", "--prompt", "1:16")
+    process = in_its_own_process(sys.executable, "-c", LIKE_A_SHELL, *arguments)
+    assert process.stderr is not None
+    while (line := process.stderr.readline()) and not line.startswith("build 3 of"):
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate()
+    said = [line for line in rest.splitlines() if not line.startswith("build ")]
+    assert (process.returncode, said) == (130, ["interrupted"])
+    assert not (tmp_path / "p.hjg").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
