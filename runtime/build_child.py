@@ -39,9 +39,10 @@ class Child(Protocol):
 
 
 class BuildChild:
-    """`python -m hjgc.compiler.build_worker`, started now."""
+    """`python -m hjgc.compiler.build_worker`, started now. It imports from the folders that we import from, and never
+    from the one it is started in (`-P`), where somebody else's modules may lie beside a plan."""
 
-    def __init__(self, command: Sequence[str] = (sys.executable, "-m", WORKER)) -> None:
+    def __init__(self, command: Sequence[str] = (sys.executable, "-P", "-m", WORKER)) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         path = os.pathsep.join(part for part in sys.path if part)
         self._process = subprocess.Popen(

@@ -44,6 +44,18 @@ def test_the_real_one_refuses_to_build_from_another_text_than_the_installed_one(
         child.close()
 
 
+def test_modules_that_lie_where_it_is_started_are_none_of_its(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "msgspec.py").write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    child = BuildChild()
+    try:
+        assert child.ask(BuildRequest("unheard_of", {}, "sm_90", "0" * 64), PATIENCE).refusal is not None
+    finally:
+        child.close()
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("child", ["import no_such_module"], indirect=True)
 def test_one_that_ends_is_lost_with_the_last_line_it_wrote(child: BuildChild) -> None:
     with pytest.raises(ChildLost, match=r"ended with status 1: ModuleNotFoundError: No module named 'no_such_module'"):
