@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from operator import index
 from types import TracebackType
 
@@ -186,9 +185,7 @@ class Request:
         except Exception:
             self._strayed = True
             counts.failed += not self._ticket.stopped
-            with suppress(Exception):
-                self._router.send(step)
-            self._router.abandon(step)
+            self._router.drain()  # no later token is sure to come, which would tell that its graphs are free
         else:
             self._ahead = step
             counts.steps += 1

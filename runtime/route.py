@@ -96,7 +96,7 @@ class Router:
         with self._busy:
             self._closed = True
             if self._in_flight:
-                self._drain()
+                self.drain()
 
     @contextmanager
     def turn(self) -> Generator[None]:
@@ -109,10 +109,10 @@ class Router:
                 yield
             except BackendRefused as refused:
                 self.device_errors += 1
-                self._drain()
+                self.drain()
                 raise RunError(f"the device refused to run the step: {refused}") from refused
             except BaseException:
-                self._drain()
+                self.drain()
                 raise
 
     def most_rows(self, phase: str, rows: int, *, ask: bool) -> int:
@@ -161,14 +161,14 @@ class Router:
     def _settle(self) -> None:
         """For the worker, who needs the graphs: wait for the steps that nobody else waits for."""
         with self._flying:
-            abandoned = [step for step in self._in_flight if step.abandoned and step.ticket is not None]
+            abandoned = [step for step in self._in_flight if step.abandoned]
         if abandoned:
             with suppress(BackendRefused):  # whoever uses the device next meets the error again
                 self._backend.read_token(abandoned[-1].ticket)
             self._put_back(abandoned[-1])
 
-    def _drain(self) -> None:
-        """Wait for what was launched and will not be read back, before its graphs count as free."""
+    def drain(self) -> None:
+        """Wait for everything that was launched, since not all of it will be read back; its graphs are free then."""
         with suppress(Exception):  # the step has failed already, with the error that matters
             self._backend.snapshot([MemoryRef("parameters", 0)], 0, 1)
         self._worker.launching(False)

@@ -7,7 +7,9 @@ import threading
 import pytest
 
 from hjgc.plan_format.errors import RunError
+from hjgc.runtime.backend import BackendRefused
 from hjgc.runtime.runner import IllegalTransition, SegmentRunner, State
+from tests.runtime.fake_device import FakeDevice
 from tests.runtime.serving import PATIENCE, answer, captured, entry, serving
 
 
@@ -56,6 +58,29 @@ def test_the_graphs_of_a_step_launched_for_nobody_are_waited_for() -> None:
         with session.request() as request:
             request.prefill([1, 2, 3], {})
             request.decode()  # and the step behind it, which nobody will ask for
+        with session._turns.between(), session._worker.renewing(session._router.runners):
+            assert device.living == []
+
+
+def test_the_graphs_of_a_step_ahead_whose_token_could_not_be_sent_for_are_free_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving() as (session, device):
+        answer(session, 3, tokens=3)
+        captured(session)
+        sent: list[int] = []
+
+        def send() -> int:
+            if sent:
+                raise BackendRefused("CUDA_ERROR_OUT_OF_MEMORY")
+            sent.append(FakeDevice.send_token(device))
+            return sent[0]
+
+        with session.request() as request:
+            request.prefill([1, 2, 3], {})
+            monkeypatch.setattr(device, "send_token", send)
+            request.decode()
+        assert (session.report()["launch_ahead"]["failed"], entry(session)["in_use"]) == (1, 0)
         with session._turns.between(), session._worker.renewing(session._router.runners):
             assert device.living == []
 
