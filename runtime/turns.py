@@ -17,10 +17,11 @@ from hjgc.runtime.errors import Cancelled, DeadlineExceeded, SessionClosed
 
 
 class Ticket:
-    """One caller's place in the queue, and what may end the request early. `deadline` is in seconds from now."""
+    """One caller's place in the queue, and what may end the request early, if it is for a `request`. `deadline` is in
+    seconds from now."""
 
-    def __init__(self, deadline: float | None = None) -> None:
-        self.seconds = deadline
+    def __init__(self, deadline: float | None = None, *, request: bool = True) -> None:
+        self.seconds, self.request = deadline, request
         self.cancelled = False
         self._until = None if deadline is None else time.monotonic() + deadline
 
@@ -104,7 +105,7 @@ class Turns:
     def between(self) -> Generator[None]:
         """The device between two requests, for what changes how it serves: a place in the queue like any other, counted
         as no request. Raises SessionClosed."""
-        ticket = Ticket()
+        ticket = Ticket(request=False)
         with self._changed:
             self._wait(ticket)
         try:
@@ -136,7 +137,9 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        """How many requests wait for the device."""
+        with self._changed:
+            return sum(ticket.request for ticket in self._waiting)
 
     def close(self) -> None:
         """Send everyone who waits away."""

@@ -139,6 +139,26 @@ def test_the_gate_gets_the_device_only_when_nobody_has_or_wants_it() -> None:
     turns.take(Ticket())
 
 
+def test_who_waits_for_the_device_between_two_requests_is_no_request_that_waits() -> None:
+    with serving(capture=False) as (session, _), others() as submit:
+        arrivals = Arrivals(session)
+
+        def change() -> None:
+            with session._turns.between():
+                assert session.report()["requests"]["waiting"] == 1
+
+        with session.request():
+            arrivals.wait()
+            changed = submit(change)
+            arrivals.wait()
+            assert session.report()["requests"]["waiting"] == 0
+            answered = submit(lambda: answer(session))
+            arrivals.wait()
+            assert session.report()["requests"]["waiting"] == 1
+        result(changed)
+        result(answered)
+
+
 def test_the_listener_hears_of_every_gap_and_only_of_gaps() -> None:
     turns, gaps = Turns(), threading.Semaphore(0)
     turns.on_idle = gaps.release
