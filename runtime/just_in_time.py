@@ -1,7 +1,7 @@
 """Which variants are built while a session lives, why, and what came of it?
 
 One child process builds one variant after the other, asked by one thread that no request waits for. What was refused
-once is not asked for again; a process that keeps ending is not started again.
+once, by who builds or by who takes it in, is not asked for again; a process that keeps ending is not started again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from hjgc.plan_format.building import BuildAnswer, BuildRequest, BuiltVariant, Fault, build_request
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.build_child import BuildChild, Child, ChildLost
+from hjgc.runtime.errors import SessionClosed
 
 BUILD_SECONDS = 300.0
 """A build that takes longer is given up, and its process with it. The largest product takes some 20 s."""
@@ -138,9 +139,11 @@ class JustInTime:
         """Build what was ordered and hand it over. Requests go on with what there was, whatever goes wrong."""
         try:
             order.done({index: self._build(index, order.why) for index in order.variants})
-        except NotBuilt:
-            pass  # written down where it happened
+        except (NotBuilt, SessionClosed):
+            pass  # written down where it happened; who closes needs nothing any more
         except Exception as error:
+            with self._lock:
+                self._refused.update(order.variants)
             self._fail(f"{len(order.variants)} kernels", order.why, f"not taken in: {type(error).__name__}: {error}")
 
     def _build(self, index: int, why: Why) -> BuiltVariant:

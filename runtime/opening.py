@@ -48,8 +48,10 @@ class OpenedSession(Session):
         super().__init__(plan, backend, graph_bytes=graph_bytes, capture=capture, source=source, functions=functions)
 
     def close(self) -> None:
-        super().close()
-        self._file.close()
+        try:
+            super().close()
+        finally:
+            self._file.close()
 
 
 def open_session(

@@ -50,10 +50,13 @@ class Supply:
         missing = self._backend.missing(phase, rows)
         if self._strict:
             raise RunError(_refused(self._choice.plan, missing[0], phase, rows))
-        self._builds.order(missing, Why.UNPLANNED_ROWS, lambda built: self._extend(phase, rows, built))
+        target = self._backend.name
+        self._builds.order(missing, Why.UNPLANNED_ROWS, lambda built: self._extend(target, phase, rows, built))
 
-    def _extend(self, phase: str, rows: int, built: dict[int, BuiltVariant]) -> None:
-        """More rows of the code that serves."""
+    def _extend(self, target: str, phase: str, rows: int, built: dict[int, BuiltVariant]) -> None:
+        """More rows of the code that serves; of no use to code that has given way meanwhile."""
+        if self._backend.name != target:
+            return
         self._load(built)
         refused = [r for r in self._router.runners if r.phase == phase and r.state is State.REFUSED]
         with self._turns.between(), self._worker.renewing(refused):

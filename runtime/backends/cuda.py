@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,11 +298,10 @@ class CudaBackend:
         return self._states[kind]
 
     def memory(self) -> dict[str, int]:
-        """`staging_to_load` was held while weights were loaded; `free` counts all processes on the device."""
+        """`staging_to_load` was held while weights were loaded; `free` and `total` count all processes on the device,
+        and are left out by a device that answers nothing any more."""
         if not self._undo:
             return {}
-        self._driver.make_current()
-        free, total = self._driver.free_bytes()
         plan, tokens = self._plan, 0 if self._tokens is None else self._tokens.bytes
         lasting = sum(part.bytes for part in (*plan.weights, *plan.states)) + plan.parameters.bytes
         return {
@@ -311,16 +311,26 @@ class CudaBackend:
             "staging": self._uploads.bytes + tokens,
             "staging_to_load": STAGING_BYTES,
             "free_at_open": self._free_at_open,
-            "free": free,
-            "total": total,
+            **self._free(),
         }
 
-    def close(self) -> None:
-        """Waits for this backend's own work, then gives everything back."""
-        if self._undo:
+    def _free(self) -> dict[str, int]:
+        try:
             self._driver.make_current()
-        while self._undo:
-            self._undo.pop()()
+            free, total = self._driver.free_bytes()
+        except BackendRefused:  # the report matters most after an error
+            return {}
+        return {"free": free, "total": total}
+
+    def close(self) -> None:
+        """Waits for this backend's own work, then gives everything back. What the driver refuses (after an error it may
+        refuse all) keeps nothing else from being given back; it is raised at the end."""
+        with ExitStack() as undo:
+            for give_back in self._undo:
+                undo.callback(give_back)
+            if self._undo:
+                undo.callback(self._driver.make_current)
+            self._undo = []
 
 
 def rows_of(spans: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:

@@ -67,9 +67,7 @@ class Code:
 
     def _load(self, index: int, entry: str, threads: int, shared_bytes: int, code: bytes) -> None:
         try:
-            module = self._driver.load_module(code)
-            self._modules[index] = module
-            function = self._driver.function(module, entry, shared_bytes)
+            function = self._function(index, entry, shared_bytes, code)
         except DriverError as error:
             raise PlanError(
                 self._file.path,
@@ -77,8 +75,19 @@ class Code:
                 field=f"$.variants[{index}].built.code",
                 next_step="compile the model again for this device",
             ) from None
-        self._check_parameters(index, self._driver.parameter_widths(function))
         self.loaded[index] = Loaded(function, threads, shared_bytes)
+
+    def _function(self, index: int, entry: str, shared_bytes: int, code: bytes) -> Handle:
+        """The function, its module loaded to stay; nothing stays of code that will not do."""
+        module = self._driver.load_module(code)
+        try:
+            function = self._driver.function(module, entry, shared_bytes)
+            self._check_parameters(index, self._driver.parameter_widths(function))
+        except BaseException:
+            self._driver.unload_module(module)
+            raise
+        self._modules[index] = module
+        return function
 
     def _checked_bytes(self, built: BuiltCode, place: str) -> bytes:
         code = built.code

@@ -87,11 +87,13 @@ class Driver:
 
     def close(self) -> None:
         """Give the context back. Nothing allocated from it may be used after."""
-        if self._landing is not None:
-            self.make_current()
-            self.free_host(self._landing)
-            self._landing = None
-        self._call("cuDevicePrimaryCtxRelease", self._device)
+        landing, self._landing = self._landing, None
+        try:
+            if landing is not None:
+                self.make_current()
+                self.free_host(landing)
+        finally:
+            self._call("cuDevicePrimaryCtxRelease", self._device)
 
     # Memory and copies. Copies are in the order of their stream; `read` and `write` are done with the host's memory
     # when they return (the driver stages what is not page-locked); `send` and `fetch` take page-locked memory, which is

@@ -40,9 +40,12 @@ class FakeDriver:
         return f"{what}{self._handles}"
 
     def _do(self, name: str) -> None:
+        self._refuse(name)
+        self.log.append(name)
+
+    def _refuse(self, name: str) -> None:
         if name in self.refuses:
             raise DriverError(name, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory")
-        self.log.append(name)
 
     def make_current(self) -> None: ...
 
@@ -142,6 +145,7 @@ class FakeDriver:
                 self._late.pop(0)[1]()
 
     def free_bytes(self) -> tuple[int, int]:
+        self._refuse("free_bytes")
         return (1 << 20) - sum(piece.nbytes for piece in self._memory.values()), 1 << 20
 
     def make_event(self) -> dict[str, int]:

@@ -28,7 +28,7 @@ from hjgc.plan_format.structs import (
 )
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
 from hjgc.runtime.backends.cuda import CudaBackend, rows_of
-from hjgc.runtime.backends.cuda_driver import Driver
+from hjgc.runtime.backends.cuda_driver import Driver, DriverError
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES
 from hjgc.runtime.backends.element_types import from_float32, to_float32
 from tests.runtime.fake_driver import WIDTHS, FakeDriver
@@ -194,6 +194,32 @@ def test_closing_gives_back_everything_that_was_taken_once(backend: CudaBackend,
         "drop stream1",
         "close",
     ]
+
+
+def test_closing_after_an_error_of_the_device_gives_back_what_it_can_and_tells_the_error(
+    backend: CudaBackend, driver: FakeDriver
+) -> None:
+    driver.refuses = {"wait stream1", "free_host", "unload_module"}
+    with pytest.raises(BackendRefused, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        backend.close()
+    assert driver.log == [*["drop_event"] * 4, "free", "free", "wait stream2", "drop stream2", "close"]
+    backend.close()
+    assert driver.log.count("close") == 1
+
+
+def test_the_context_is_given_back_even_if_memory_of_the_hosts_is_not() -> None:
+    real = object.__new__(Driver)
+    calls: list[str] = []
+
+    def call(name: str, *arguments: object) -> None:
+        calls.append(name)
+        if name == "cuMemFreeHost":
+            raise DriverError(name, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal address was met")
+
+    vars(real).update(_call=call, _device=0, _context=0, _landing=np.zeros(1, np.uint8))
+    with pytest.raises(DriverError, match="cuMemFreeHost"):
+        real.close()
+    assert calls == ["cuCtxSetCurrent", "cuMemFreeHost", "cuDevicePrimaryCtxRelease"]
 
 
 def test_a_plan_for_another_device_is_refused_with_the_option_that_mends_it(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hjgc.plan_format import Plan, PlanError, RunError
+from hjgc.plan_format import InputError, Plan, PlanError, RunError
 from hjgc.plan_format.building import BuildAnswer, BuildRequest
+from hjgc.plan_format.structs import HostCall, RowRange, RowsCall, TemplateCall, Variant
 from hjgc.plan_format.verify import verify
 from hjgc.runtime.backend import BackendRefused
 from hjgc.runtime.build_child import ChildLost
 from hjgc.runtime.code_choice import choose_code
+from hjgc.runtime.just_in_time import JustInTime
 from hjgc.runtime.opening_cuda import Unusable
 from hjgc.runtime.retarget import for_chip
 from hjgc.runtime.session import Session
@@ -26,7 +28,7 @@ from tests.runtime.gpu_plan import (
     replace,
     write_gpu_plan,
 )
-from tests.runtime.serving import PATIENCE, answer, captured
+from tests.runtime.serving import PATIENCE, Arrivals, answer, captured
 
 SECTIONS = {"constants": 8, "cubin": 16, "ptx": 8}
 
@@ -172,6 +174,85 @@ def test_kernels_that_the_driver_refuses_leave_what_served_before(tmp_path: Path
         assert driver.ran == ["launch planned_4"]
         (failure,) = session.report()["code"]["just_in_time"]["failures"]
         assert "not taken in: PlanError" in failure["why"]
+
+
+def test_kernels_that_the_driver_refuses_are_not_built_again_for_every_prompt(tmp_path: Path) -> None:
+    driver, child = GpuDriver("sm_90"), FakeChild()
+    with open_gpu(write_gpu_plan(tmp_path), driver, child) as session:
+        driver.refuses = {"load_module"}
+        for _ in range(3):
+            answer(session, 16, tokens=1)
+            built(session)
+        assert len(child.asked) == 1
+        assert session.report()["code"]["just_in_time"]["failed"] == 1
+
+
+def test_code_that_will_not_do_is_given_back_at_once(tmp_path: Path) -> None:
+    driver, child = GpuDriver("sm_90"), FakeChild()
+    with open_gpu(write_gpu_plan(tmp_path), driver, child) as session:
+        driver.widths = (8,)
+        answer(session, 16, tokens=1)
+        built(session)
+        assert driver.living == ["code 000", "code 001"]
+
+
+def test_rows_that_were_ordered_for_code_that_gave_way_meanwhile_are_not_taken_in(tmp_path: Path) -> None:
+    driver, child = GpuDriver("sm_100"), FakeChild()
+    child.may_answer.clear()
+    with open_gpu(write_gpu_plan(tmp_path, change=with_few_portable_rows), driver, child) as session:
+        answer(session, 16, tokens=1)
+        child.may_answer.set()
+        built(session)
+        assert {request.target for request in child.asked} == {"sm_100", "compute_80"}
+        assert session.report()["code"]["swaps"] == ["compute_80 gave way to sm_100"]
+        assert driver.living == ["built_4_sm_100", "built_1_sm_100"]
+
+
+def with_few_portable_rows(plan: Plan) -> Plan:
+    """The plan whose portable code for more than 4 rows of a prompt is not built."""
+    variants = (*plan.variants, Variant(0, "compute_80", {"rows": 32}, NOTHING))
+    few = RowsCall((RowRange(4, TemplateCall(4, (1, 1, 1), ())), RowRange(16, TemplateCall(5, (1, 1, 1), ()))))
+    prefill, decode = plan.phases
+    launches = tuple(
+        launch
+        if isinstance(launch.kernels["compute_80"], HostCall)
+        else replace(launch, kernels={**launch.kernels, "compute_80": few})
+        for launch in prefill.launches
+    )
+    return replace(plan, variants=variants, phases=(replace(prefill, launches=launches), decode))
+
+
+def test_a_session_that_closes_while_code_waits_for_its_turn_counts_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, child = GpuDriver("sm_90"), FakeChild()
+    session = open_gpu(write_gpu_plan(tmp_path), driver, child)
+    arrivals, close = Arrivals(session), JustInTime.close
+
+    def close_late(builds: JustInTime) -> None:
+        assert builds.wait(PATIENCE)  # who waited for a turn was sent away
+        close(builds)
+
+    monkeypatch.setattr(JustInTime, "close", close_late)
+    with session.request() as request:
+        arrivals.wait()
+        request.prefill([1] * 16, {})
+        arrivals.wait()
+        session.close()
+    assert session.report()["code"]["just_in_time"]["failures"] == []
+
+
+def test_a_device_that_answers_nothing_any_more_is_still_reported_and_the_plan_file_closed(tmp_path: Path) -> None:
+    driver = GpuDriver("sm_90")
+    session = open_gpu(write_gpu_plan(tmp_path), driver, FakeChild())
+    answer(session, 3, tokens=2)
+    driver.refuses = {"free_bytes", "close"}
+    report = session.report()
+    assert (report["requests"]["finished"], "free" in report["memory"]) == (1, False)
+    with pytest.raises(BackendRefused):
+        session.close()
+    with pytest.raises(InputError, match="closed file"):
+        session._file.section("constants")
 
 
 def test_without_the_extra_that_builds_portable_code_goes_on_serving_and_says_why(tmp_path: Path) -> None:
