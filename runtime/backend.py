@@ -103,7 +103,8 @@ class Backend(Protocol):
         ...
 
     def release(self, graph: Any) -> None:
-        """Give a graph's memory back. It is not in use."""
+        """Give a graph's memory back. No step needs it; a check that was given up may have left it running, and the
+        device frees it once it is done then."""
         ...
 
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:

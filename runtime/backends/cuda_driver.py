@@ -334,6 +334,7 @@ class Driver:
         self._call("cuGraphLaunch", executable, stream)
 
     def drop_executable(self, executable: Handle) -> None:
+        """One that still runs is freed by the driver when it has finished."""
         self._call("cuGraphExecDestroy", executable)
 
 
