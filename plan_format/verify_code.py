@@ -41,16 +41,22 @@ def _check_template(template: Template, section: int, where: str, check: Checker
     check.unique_names((file.name for file in template.files), f"{where}.files")
     for i, file in enumerate(template.files):
         place = f"{where}.files[{i}]"
+        check.require("/" not in file.name and "\\" not in file.name, place, "a name without folders", file.name)
         fits = file.offset >= 0 and file.length > 0 and file.offset + file.length <= section
         check.require(fits, place, f"a range inside the templates section of {section}", (file.offset, file.length))
         check_digest(file.sha256, f"{place}.sha256", check)
+    text = sum(file.length for file in template.files)
+    check.require(text <= section, f"{where}.files", f"at most the {section} bytes of text there are", text)
 
 
 def _check_variant(plan: Plan, variant: Variant, where: str, check: Checker) -> None:
     check.index(variant.template, plan.templates, f"{where}.template")
     on_gpu = variant.target in plan.targets and variant.target != "cpu"
     check.require(on_gpu, f"{where}.target", f"a GPU among {plan.targets}", variant.target)
-    axes = set(plan.templates[variant.template].axes)
+    template = plan.templates[variant.template]
+    suits = template.only in (None, variant.target)
+    check.require(suits, f"{where}.target", f"{template.only}, all that its template is for", variant.target)
+    axes = set(template.axes)
     check.require(set(variant.axes) == axes, f"{where}.axes", brief(sorted(axes)), sorted(variant.axes))
     for axis, value in variant.axes.items():
         if isinstance(value, str):

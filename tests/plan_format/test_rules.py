@@ -444,6 +444,17 @@ DEVICE: list[tuple[str, Change, str]] = [
     ),
     ("no text", put("templates.0.files.0.length", 0), r"templates\[0\]\.files\[0\]: expected a range inside"),
     ("a file twice", put("templates.0.files.0.name", "rms_norm.py"), r"templates\[0\]\.files"),
+    ("a file in a folder", put("templates.0.files.0.name", "../rms_norm.py"), r"files\[0\]: expected a name without"),
+    (
+        "text over and over",
+        all_of(put("templates.0.files.0.length", 25), put("templates.0.files.0.offset", 0)),
+        r"templates\[0\]\.files: expected at most the \d+ bytes",
+    ),
+    (
+        "a variant for what its template is not",
+        put("templates.0.only", "sm_100"),
+        r"variants\[0\]\.target: expected sm_100",
+    ),
     ("text of no digest", put("templates.0.files.0.sha256", "0"), r"templates\[0\]\.files\[0\]\.sha256"),
     ("a target with an escape", put("templates.0.only", "\x1b"), r"templates\[0\]\.only"),
     ("code before it", put("variants.0.built.code.offset", -1), r"\$\.variants\[0\]\.built\.code"),
