@@ -32,10 +32,11 @@ from hjgc.plan_format.errors import CompileError
 
 
 class BuildWorker:
-    """A child process that builds one variant at a time. Close it, or use it as a context manager."""
+    """A child process that builds one variant at a time, and imports nothing from the folder it is started in. Close it,
+    or use it as a context manager."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, "-P", "-m", __name__]
         # Compilers are killed in the middle of their files, which would stay behind in a folder that is not ours.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(

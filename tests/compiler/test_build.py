@@ -13,6 +13,7 @@ import pytest
 
 from hjgc.compiler import build as builder
 from hjgc.compiler.build import Built, build
+from hjgc.compiler.build_worker import BuildWorker
 from hjgc.compiler.kernels import template, template_digest, template_names, templates_of
 from hjgc.compiler.kernels.declaration import CudaFunction
 from hjgc.plan_format import CompileError
@@ -207,3 +208,14 @@ def test_a_template_takes_what_its_op_offers(name: str) -> None:
     assert {n for n, source in by_source.items() if source == "attribute"} <= op.attributes.keys()
     assert {n for n, source in by_source.items() if source == "operand"} <= {role.name for role in op.roles}
     assert "warps" in declared.axes or isinstance(declared.function, CudaFunction)
+
+
+def test_the_process_that_builds_imports_nothing_from_the_folder_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "msgspec.py").write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with BuildWorker() as worker, pytest.raises(CompileError, match="unheard_of"):
+        worker.build("unheard_of", {}, "sm_90")
+    assert not ran.exists()

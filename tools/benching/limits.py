@@ -102,7 +102,7 @@ def product_rate(torch: Any, device: str, size: int, wait: Callable[[], None]) -
 def measured() -> Limits:
     """The limits, from a process of its own. Raises HjgcError with its word where it fails."""
     ran = subprocess.run(
-        [sys.executable, "-m", "hjgc.tools.benching.limits"],
+        [sys.executable, "-P", "-m", "hjgc.tools.benching.limits"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment(1),

@@ -33,7 +33,7 @@ class PeerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         began = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hjgc.tools.peers.process"],
+            [sys.executable, "-P", "-m", "hjgc.tools.peers.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
