@@ -32,8 +32,8 @@ from hjgc.plan_format.errors import CompileError
 
 
 class BuildWorker:
-    """A child process that builds one variant at a time, and imports nothing from the folder it is started in. Close it,
-    or use it as a context manager."""
+    """A child process that builds one variant at a time, and imports nothing from the folder it is started in. Close
+    it, or use it as a context manager."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", __name__]
