@@ -103,7 +103,9 @@ class Session:
         return self._worker.wait(timeout)
 
     def wait_built(self, timeout: float | None = None) -> bool:
-        """Wait until no code is left to build, or to take in between two requests. False after `timeout` seconds."""
+        """Wait until no code is left to build, or to take in. False after `timeout` seconds.
+
+        Code is taken in between two requests: called inside a request, it waits for its timeout."""
         return self._supply is None or self._supply.wait(timeout)
 
     def report(self) -> dict[str, Any]:
