@@ -243,6 +243,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
         (("--decode", "4", "--contexts", "63"), "--contexts: expected prompt and answer within the plan's context"),
         (("--decode", "0", "--contexts", "9"), "--contexts: expected tokens to decode there, found --decode 0"),
         (("--peers", "ort"), "expected peers that run on the GPU, found ort"),
+        (("--decode", "0", "--lengths", "64"), "within the plan's context of 64 tokens, found 64 + 1"),
     ],
 )
 def test_so_is_what_cannot_be_measured_on_a_gpu(

@@ -152,6 +152,7 @@ def test_a_machine_without_a_gpu_is_told_in_one_line(hjgc: CommandLine, plan: Pa
     [
         (("cpu",), None, False),
         (("sm_90",), None, True),
+        (("compute_80",), "cuda", True),
         (("cpu", "sm_90"), None, False),
         (("cpu", "sm_90"), "cuda", True),
         (("cpu", "sm_90"), "sm_90", True),

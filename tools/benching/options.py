@@ -19,6 +19,8 @@ DEVICE_LENGTHS = (10, 17, 33, 50, 65, 100, 129, 200, 257, 300, 400, 500, 511)
 """Round ones, and those that buckets and tiles like least."""
 DEVICE_CONTEXTS = (16, 128, 512, 1024, 2048, 4000)
 CPU_REPEAT, DEVICE_REPEAT, DEVICE_COLD = 5, 100, 2
+LEAST_DECODED = 1
+"""Further tokens of each answer on a GPU, whatever was asked for: nothing stays launched ahead of the next request."""
 
 
 def numbers(words: str) -> tuple[int, ...]:
@@ -72,10 +74,10 @@ def settings(
     if not device:
         _check_cpu({"--contexts": contexts, "--cold": cold, "--capturing": capturing})
     context, vocabulary = plan.model.context, plan.model.vocab_size
-    usual = fitting(DEVICE_LENGTHS if device else CPU_LENGTHS, context - decode)
+    usual = fitting(DEVICE_LENGTHS if device else CPU_LENGTHS, context - max(decode, LEAST_DECODED))
     if lengths is None:
         lengths = usual if device and usual else CPU_LENGTHS
-    _check_fit("--lengths", lengths, decode, context)
+    _check_fit("--lengths", lengths, max(decode, LEAST_DECODED) if device else decode, context)
     if not device:
         return Settings(lengths, decode, repeat or CPU_REPEAT, threads, seed, vocabulary)
     if contexts is None:

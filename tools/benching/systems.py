@@ -40,7 +40,7 @@ def on_a_device(plan: Plan, device: str | None) -> bool:
     that no GPU can serve."""
     if device is None or device == "cpu":
         return device is None and "cpu" not in plan.targets
-    if not any(target.startswith("sm_") for target in plan.targets):
+    if all(target == "cpu" for target in plan.targets):
         problem = f"expected a plan for a GPU, found one for {', '.join(plan.targets)}"
         raise InputError("--device", problem, next_step="compile it again with --target sm_90, or your GPU's")
     return True
