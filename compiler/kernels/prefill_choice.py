@@ -57,6 +57,8 @@ def choose_prefill(
     tile = tiles(rows, target)[step]
     if axes.get("head_norm") is True:
         tile = _of_whole_heads(tile, dims["D"])
+    if op == "attention" and target != HOPPER:
+        tile = _of_wide_heads(tile, dims["D"])
     # Between Hopper's products every kernel waits by itself: a full edge would undo that for its neighbours too.
     early = {"pdl": True} if target == HOPPER else {}
     return Choice(f"prefill_{op}", {**axes, "dtype": dtypes.compute, **tile, **early})
@@ -68,6 +70,13 @@ def _of_whole_heads(tile: Tile, head_size: int) -> Tile:
     if int(tile["block_n"]) % head == 0 and int(tile["extra_n"]) % head == 0:
         return tile
     return {**tile, "block_m": 64, "extra_m": 0, "block_n": max(64, head), "extra_n": 0, "stages": 3, "swap": False}
+
+
+def _of_wide_heads(tile: Tile, head_size: int) -> Tile:
+    """The tile, or one of fewer rows where heads are so wide that it would not fit the shared memory of every chip."""
+    width = 1 << (head_size - 1).bit_length()
+    limits = {"block_m": 8192 // width, "block_n": 16384 // width}
+    return {**tile, **{axis: min(int(tile[axis]), limit) for axis, limit in limits.items()}}
 
 
 def _product_step(outputs: int, columns: int) -> str:

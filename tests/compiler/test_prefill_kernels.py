@@ -121,3 +121,15 @@ def test_heads_that_are_normalised_lie_whole_in_every_tile_that_is_chosen(head_s
         template(choice.template).check(choice.axes)
         if choice.template == "prefill_attention_inputs":
             assert int(choice.axes["block_n"]) % head == 0 and int(choice.axes["extra_n"]) % head == 0
+
+
+@pytest.mark.parametrize("target", ["sm_86", "compute_80"])
+@pytest.mark.parametrize("head_size", [128, 256, 512])
+def test_attention_over_wide_heads_fits_the_shared_memory_of_every_chip(
+    head_size: int, target: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HJGC_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    dims = {"Q": 4, "G": 2, "D": head_size, "C": 1025}
+    halves = DTypes("float16", "float16", "float32", "float16", "float32")
+    choice = choose_prefill("attention", dims, halves, (), target, 512, 512, 0)
+    assert build(choice.template, choice.axes, target).shared_bytes <= 99 << 10
