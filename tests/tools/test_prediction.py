@@ -1,0 +1,69 @@
+"""Is a predicted time what bytes, operations and launches say, and is it left out where nothing is known?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hjgc.tools.costs import Cost
+from hjgc.tools.prediction import (
+    CHIPS,
+    launch_seconds,
+    prediction,
+    prompt_seconds,
+    representative,
+    step_seconds,
+    token_seconds,
+)
+from tests.plans import small_plan
+from tests.runtime.gpu_plan import gpu_plan
+
+H200 = CHIPS["sm_90"]
+
+
+@pytest.mark.parametrize(
+    ("cost", "microseconds"),
+    [
+        (Cost(flops=0, bytes=0), 1.6),
+        (Cost(flops=0, bytes=4_574_000), 1.0 + 1.6),
+        (Cost(flops=790_000_000, bytes=0), 1.0 + 1.6),
+        (Cost(flops=790_000_000, bytes=3 * 4_574_000), 3.0 + 1.6),
+    ],
+)
+def test_a_launch_takes_the_longer_of_reading_and_multiplying_and_its_fixed_time(
+    cost: Cost, microseconds: float
+) -> None:
+    assert launch_seconds(cost, H200) == pytest.approx(microseconds * 1e-6)
+
+
+def test_a_step_is_the_sum_of_the_launches_of_its_default_schedule(tmp_path: Path) -> None:
+    plan = gpu_plan(tmp_path)
+    decode = plan.phase("decode")
+    (segment,) = decode.schedules[0].segments
+    fixed = len(segment.launches) * H200.launch
+    seconds = step_seconds(plan, decode, H200, tokens=1, start=0)
+    assert fixed < seconds < 1.01 * fixed
+    assert token_seconds(plan, H200, 0) == seconds
+    assert prompt_seconds(plan, H200, 16) > prompt_seconds(plan, H200, 1)
+
+
+def test_a_function_of_the_callers_counts_as_nothing() -> None:
+    plain, cut = small_plan(), small_plan(function="steer")
+    assert prompt_seconds(plain, H200, 4) == pytest.approx(prompt_seconds(cut, H200, 4))
+
+
+def test_the_chip_is_that_of_the_first_target_that_is_known(tmp_path: Path) -> None:
+    found = prediction(gpu_plan(tmp_path, ("compute_80", "sm_90")))
+    assert (found.target, found.chip) == ("sm_90", H200)
+
+
+def test_where_no_chip_is_known_it_says_so() -> None:
+    found = prediction(small_plan())
+    assert (found.chip, found.why_not) == (None, "speeds are known of sm_90 (H200), the plan is for cpu")
+
+
+def test_costs_are_given_for_a_prompt_of_128_or_fewer_and_a_token_after_512_or_fewer() -> None:
+    assert [representative(phase) for phase in small_plan().phases] == [(16, 0), (1, 48)]
+    large = small_plan(buckets=(1, 3, 7, 15, 31, 63, 127, 200), context=1000)
+    assert [representative(phase) for phase in large.phases] == [(128, 0), (1, 512)]
