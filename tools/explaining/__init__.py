@@ -1,0 +1,1 @@
+"""Why does a plan run as it does? (`hjgc explain`)"""

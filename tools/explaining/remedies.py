@@ -1,0 +1,56 @@
+"""What is the smallest change that would make a dynamic launch static?"""
+
+from __future__ import annotations
+
+from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
+from hjgc.plan_format.reasons import ReasonCode
+from hjgc.plan_format.structs import HostCall, Launch
+from hjgc.tools.explaining.chains import Cause
+
+WITHOUT_PROCESSOR = (
+    "send the request without a logits_processor: the schedule `default` has no such launch; temperature, top-k, "
+    "top-p, min-p and the repetition penalty run on the device as they are"
+)
+
+
+def remedy(launch: Launch, cause: Cause) -> str:
+    """In words that a person can act on. `launch` is the one that the reason is given for."""
+    node = next((link.name for link in cause.chain if link.kind == "onnx_node"), launch.name)
+    match cause.code:
+        case ReasonCode.HOST_READ:
+            return _host_read(launch, node)
+        case ReasonCode.UNBOUNDED_SIZE:
+            size = next((link.name for link in cause.chain if link.kind == "size"), "that size")
+            return (
+                f"give {size} an upper bound: fix that axis of the model's input, then compile with --prompt, --context"
+            )
+        case ReasonCode.DATA_DEPENDENT_SHAPE:
+            return (
+                f"in the ONNX file, replace node {node} by operators whose result has one shape for all values: a mask "
+                "(Where) in place of a selection (NonZero, Compress, Unique)"
+            )
+        case ReasonCode.HOST_CONTROL_FLOW:
+            return (
+                f"in the ONNX file, replace node {node} by operators that compute both branches and choose (Where), or "
+                "unroll its loop"
+            )
+        case ReasonCode.LIBRARY_NOT_CAPTURABLE:
+            return f"compile for a target that has a kernel template for {launch.op}, so that no library is called"
+        case ReasonCode.NO_TEMPLATE:
+            return (
+                f"compile with another --target or --dtype that {launch.op} has a kernel template for, or add one in "
+                "compiler/kernels"
+            )
+
+
+def _host_read(launch: Launch, node: str) -> str:
+    names = {kernel.callback for kernel in launch.kernels.values() if isinstance(kernel, HostCall)}
+    if names == {LOGITS_PROCESSOR}:
+        return WITHOUT_PROCESSOR
+    if names:
+        function = min(names)
+        return (
+            f"in the ONNX file, write the function {function!r} as ONNX operators in place of node {node}, or take the "
+            "node out, and compile again"
+        )
+    return f"keep what {launch.name} computes on the device: nobody but a function of the caller's needs it on the host"
