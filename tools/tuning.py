@@ -21,6 +21,7 @@ from hjgc.compiler.kernels.declaration import Axes
 from hjgc.compiler.kernels.neighbours import neighbours
 from hjgc.compiler.retune import variant_key, with_axes
 from hjgc.plan_format.building import BuiltVariant
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan, RowsCall, call_for
 
 Tell = Callable[[str], None]
@@ -125,7 +126,10 @@ class Tuner:
         """The step's time and the number of the variant that serves it now: the candidate's if it was better."""
         plan = with_axes(self._plan, number, axes)
         added = {**self._added, len(plan.variants) - 1: code}
-        found, logits = self._measure(plan, added, place)
+        try:
+            found, logits = self._measure(plan, added, place)
+        except RunError:  # it takes more shared memory or registers than this chip has
+            return best, number
         self._measured += 1
         if found > best * (1 - GAIN) or not _close(logits, reference):
             return best, number

@@ -15,6 +15,7 @@ from hjgc.compiler import compile_model
 from hjgc.compiler.build_variants import VariantKey
 from hjgc.plan_format import Plan
 from hjgc.plan_format.building import BuiltVariant
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import call_for
 from hjgc.tools.tuning import Place, Tuned, Tuner, places
 from tests.compiler.exports import SMALL, copy_of
@@ -84,6 +85,16 @@ def test_a_faster_variant_with_other_logits_is_not_kept(plan: Plan) -> None:
     wrong: Cost = lambda name, axes: 1.0 if name == "decode_linear" and axes["ahead"] == 0 else 0.0  # noqa: E731
     found = tuned(plan, FakeCard(fewer_ahead, wrong))
     assert all(change.axes["ahead"] != (128, 0) for change in found.changes)
+
+
+def test_a_variant_that_the_device_refuses_is_passed_over(plan: Plan) -> None:
+    def refused(name: str, axes: Mapping[str, Any]) -> float:
+        if axes.get("warps") == 8:
+            raise RunError("cuFuncSetAttribute: CUDA_ERROR_INVALID_VALUE")
+        return fewer_ahead(name, axes)
+
+    found, everything = tuned(plan, FakeCard(refused)), tuned(plan, FakeCard(fewer_ahead))
+    assert found.finished and found.changes == everything.changes and 0 < found.measured < everything.measured
 
 
 def test_when_time_is_up_what_was_found_is_kept_and_said_to_be_cut_short(plan: Plan) -> None:
