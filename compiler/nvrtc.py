@@ -7,6 +7,7 @@ nor line numbers, so equal text gives equal bytes.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,13 @@ class Code:
 
 
 def version() -> str:
-    """Raises CompileError if the compiler is not installed."""
+    """Of the package, since the compiler itself does not tell releases of 13.0 apart; or its own where it comes from
+    elsewhere. Raises CompileError if it is not installed."""
     major, minor = _call(_nvrtc(), "nvrtcVersion")
-    return f"{major}.{minor}"
+    try:
+        return importlib.metadata.version("nvidia-cuda-nvrtc")
+    except importlib.metadata.PackageNotFoundError:
+        return f"{major}.{minor}"
 
 
 def compile_cuda(text: str, target: str) -> Code:

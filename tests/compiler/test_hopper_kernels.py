@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
+from hjgc.compiler import build as builder
 from hjgc.compiler.build import build
 from hjgc.compiler.kernels import FOLDER, is_cuda, template, template_digest, template_names
 from hjgc.compiler.kernels.declaration import AxisValue, blocks
@@ -209,3 +210,11 @@ def test_more_rows_than_it_takes_are_left_to_other_templates_with_their_parts() 
     assert choose_hopper("linear_parts", dims, "float16", (), 4096, 4096) is not None
     assert choose_hopper("linear_parts", dims, "float16", (), 5000, 5000) is None
     assert splits(5000, 4096, 4096, 5000) is None
+
+
+def test_code_of_another_release_of_the_compiler_is_not_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests: list[str] = []
+    for release in ("13.0.48", "13.0.88"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, release=release: release)
+        digests.append(builder._digest("hopper_linear_parts", PARTS, "sm_90"))
+    assert digests[0] != digests[1]
