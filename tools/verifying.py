@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hjgc.plan_format import PlanFile
 from hjgc.plan_format.errors import InputError, PlanError
 from hjgc.runtime.backend import Backend
+from hjgc.runtime.functions import function_names
 from hjgc.runtime.request import SAMPLING
 from hjgc.runtime.route import token_range
 from hjgc.tools.judge import Judge
@@ -65,8 +66,8 @@ class Run:
         return next((result for result in self.results if not result.equal(tolerance)), None)
 
 
-def open_backend(file: PlanFile, root: Path) -> Backend:
-    """The CPU, with the plan's weights. Raises PlanError for a plan without that target."""
+def check_comparable(file: PlanFile) -> None:
+    """Raises PlanError for a plan without the target cpu, and for one that calls what only its user has."""
     if "cpu" not in file.plan.targets:
         found = ", ".join(file.plan.targets)
         raise PlanError(
@@ -75,6 +76,18 @@ def open_backend(file: PlanFile, root: Path) -> Backend:
             field="$.targets",
             next_step="compile it with --target cpu to compare it with the ONNX model",
         )
+    if names := function_names(file.plan):
+        raise PlanError(
+            file.path,
+            f"expected a plan without functions of the caller's, found one that calls {', '.join(names)}",
+            field="$.phases",
+            next_step="compare a plan of the model without its HostFunction nodes",
+        )
+
+
+def open_backend(file: PlanFile, root: Path) -> Backend:
+    """The CPU, with the plan's weights. Raises PlanError for a plan that cannot be compared."""
+    check_comparable(file)
     from hjgc.runtime.backends.cpu import CpuBackend
 
     return CpuBackend(file, root)

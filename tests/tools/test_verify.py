@@ -21,7 +21,7 @@ from hjgc.tools.judge import Judge
 from hjgc.tools.locating import first_difference, named_values
 from hjgc.tools.verifying import Step, StepResult, largest_error, open_backend, prompt_steps
 from tests.models.checkpoints import write_checkpoint
-from tests.tools.command_line import CommandLine
+from tests.tools.command_line import CommandLine, write_small_plan
 
 PROMPT, CONTEXT = (1, 8), 64
 ANY_STEP = Step("decode", "default", (1,), 5)
@@ -71,6 +71,12 @@ def rewrite(path: Path, *, strip: bool = False, forget_digests: bool = False) ->
         files = tuple(msgspec.structs.replace(entry, sha256=None) for entry in plan.files)
         plan = msgspec.structs.replace(plan, files=files)
     plan_format.save(path, plan, debug=None if strip else debug, sections={"constants": constants})
+
+
+def test_a_plan_that_calls_a_function_of_the_callers_is_refused_in_words(hjgc: CommandLine, tmp_path: Path) -> None:
+    plan = write_small_plan(tmp_path, function="steer")
+    error = refused(hjgc, plan, "--against", tmp_path / "model.onnx")
+    assert "expected a plan without functions of the caller's, found one that calls steer" in error
 
 
 def test_a_plan_of_the_same_weights_is_equal_at_every_step(compiled: Path, hjgc: CommandLine):

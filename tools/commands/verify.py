@@ -110,8 +110,9 @@ def _compare(
     tell: Any,
 ) -> dict[str, Any]:
     from hjgc.tools.judge import Judge
-    from hjgc.tools.verifying import TOLERANCES, compare, open_backend
+    from hjgc.tools.verifying import TOLERANCES, check_comparable, compare, open_backend
 
+    check_comparable(file)
     dtype = file.plan.dtypes.compute
     limit = TOLERANCES[dtype] if tolerance is None else tolerance
     shown: dict[str, Any] = {"against": str(against), "tolerance": limit, "seed": seed, "compute_dtype": dtype}
