@@ -132,7 +132,7 @@ def test_the_ledger_is_the_sum_of_the_tables(path: Path) -> None:
         "parameters": tree["parameters"]["bytes"],
     }
     graph = {
-        f"{phase['name']}/{schedule['name']}": 13500
+        f"{phase['name']}/{schedule['name']}": 4096
         * sum(len(segment["launches"]) for segment in schedule["segments"] if segment["type"] == "static")
         for phase in tree["phases"]
         for schedule in phase["schedules"]
