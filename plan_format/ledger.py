@@ -8,8 +8,9 @@ from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.structs import Constant, Ledger, ParameterBlock, Phase, State, StaticSegment, Weight
 
 GRAPH_BYTES_PER_LAUNCH = 4096
-"""Device memory of an instantiated CUDA graph per kernel node. Measured on an H200: 2.2 KB with 30 graphs of 64 nodes, at
-most 3.1 KB with 16 graphs of 228. (One graph alone took 2.2 MB: the driver takes memory in blocks that graphs share.)"""
+"""Device memory of an instantiated CUDA graph per kernel node. Measured on an H200: 2.2 KB with 30 graphs of 64 nodes,
+at most 3.1 KB with 16 graphs of 228. (One graph alone took 2.2 MB: the driver takes memory in blocks, which graphs
+share.)"""
 
 CACHE_KINDS = ("full_cache", "ring_cache")
 
