@@ -36,11 +36,13 @@ class BuildWorker:
     it, or use it as a context manager."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", "-m", __name__]
         # Compilers are killed in the middle of their files, which would stay behind in a folder that is not ours.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._process = subprocess.Popen(
-            command,
+        self._process, self._closed = self._start(), False
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment() | {"TMPDIR": self._folder.name},
@@ -57,6 +59,9 @@ class BuildWorker:
         return answer.built
 
     def _ask(self, request: BuildRequest) -> BuildAnswer:
+        if self._process.poll() is not None and not self._closed:  # a compiler may end its process for one variant
+            self._process.communicate()
+            self._process = self._start()
         source, sink = self._process.stdout, self._process.stdin
         assert source is not None and sink is not None
         try:
@@ -70,6 +75,7 @@ class BuildWorker:
 
     def close(self) -> None:
         """Ends the process, and the compilers that it started, at once, whatever they are doing."""
+        self._closed = True
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
