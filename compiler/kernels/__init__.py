@@ -1,4 +1,4 @@
-"""Which kernel templates exist, for which op, and what text is each made of? Every module here that defines `TEMPLATE`;
+"""Which kernel templates exist, and what text is each made of? Every module here that defines `TEMPLATE`;
 adding one is adding its file."""
 
 from __future__ import annotations
@@ -19,12 +19,6 @@ FOLDER = Path(__file__).parent
 def template_names() -> tuple[str, ...]:
     """Every template by name, found without importing any (they import triton)."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.py") if _defines_template(path)))
-
-
-@cache
-def templates_of(op: str) -> tuple[str, ...]:
-    """The names of the templates of an op, found without importing any."""
-    return tuple(name for name in template_names() if _op(FOLDER / f"{name}.py") == op)
 
 
 def template(name: str) -> Template:
@@ -104,13 +98,6 @@ def _declared(path: Path) -> ast.expr | None:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "TEMPLATE" for t in node.targets):
             return node.value
     return None
-
-
-def _op(path: Path) -> str | None:
-    """The op that the file's template says it computes."""
-    declared = _declared(path)
-    said = [k.value for k in declared.keywords if k.arg == "op"] if isinstance(declared, ast.Call) else []
-    return said[0].value if said and isinstance(said[0], ast.Constant) and isinstance(said[0].value, str) else None
 
 
 def _parse(path: Path) -> ast.Module:
