@@ -48,7 +48,7 @@ ON_A_GPU = "hjgc bench plan.hjg --device cuda --mode plain,graph,hybrid --hf mod
     metavar="plain,jit,graph,hybrid",
     default="both",
     show_default=True,
-    help="Launch one by one; build kernels meanwhile; replay graphs; graphs with the caller between them. "
+    help="Launch one by one; build all kernels first; replay graphs; graphs with the caller between them. "
     "both: plain,graph.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Of every system, on the CPU.  [default: the cores, at most 2]")
