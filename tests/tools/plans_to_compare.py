@@ -12,6 +12,7 @@ from hjgc.compiler import compile_model
 from hjgc.plan_format import Plan, PlanFile, save
 from hjgc.plan_format.codec import load
 from hjgc.plan_format.container import KINDS
+from hjgc.plan_format.ledger import graph_costs
 from hjgc.plan_format.reasons import Reason, ReasonCode
 from hjgc.plan_format.structs import DebugMap, DynamicSegment, Phase, Schedule
 from tests.compiler.exports import SMALL, changed, copy_of, with_host_function
@@ -74,5 +75,4 @@ def with_reason(plan: Plan, code: ReasonCode, *chain: str) -> Plan:
         return replace(one, schedules=(Schedule("default", (DynamicSegment(launches, (reason,)),)),))
 
     phases = tuple(phase(one) if one.name == "decode" else one for one in plan.phases)
-    graphs = {name: size for name, size in plan.ledger.graph.items() if not name.startswith("decode/")}
-    return replace(plan, phases=phases, ledger=replace(plan.ledger, graph={**graphs, "decode/default": 0}))
+    return replace(plan, phases=phases, ledger=replace(plan.ledger, graph=graph_costs(phases)))

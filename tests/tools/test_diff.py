@@ -11,18 +11,33 @@ import msgspec
 import pytest
 
 from hjgc.plan_format import Plan, save
+from hjgc.plan_format.ledger import graph_costs
 from hjgc.plan_format.structs import Variant
+from hjgc.tools.differing.rules import AREAS
 from tests.plan_format.device_plan import device_plan, device_sections
 from tests.plans import small_plan
 from tests.runtime.gpu_plan import gpu_plan, write_gpu_plan
 from tests.tools.command_line import CommandLine, Ran, write_small_plan
 from tests.tools.plans_to_compare import compiled_plan, replace, rewritten, stripped, write
 
+ROOT = Path(__file__).parents[2]
+
 
 def shown(hjgc: CommandLine, *arguments: str | Path, code: int = 1) -> dict[str, Any]:
     ran = hjgc("diff", *arguments, "--json")
     assert (ran.code, ran.err) == (code, "")
-    return json.loads(ran.out)
+    data = json.loads(ran.out)
+    assert {change["area"] for change in data["changes"]} <= set(AREAS)
+    return data
+
+
+def test_every_area_and_field_of_the_json_is_documented(hjgc: CommandLine, plan: Path) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text().partition("## hjgc diff")[2].partition("## hjgc bench")[0]
+    other = rewritten(plan, lambda p: replace(p, model=replace(p.model, name="other")))
+    data = shown(hjgc, plan, other, "--fail-on", "model")
+    tables = [data, *(data[name][0] for name in ("causes", "changes", "aligned", "rules")), data["a"]]
+    names = [*AREAS, *(name for table in tables for name in table)]
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def changes(data: dict[str, Any], area: str) -> list[tuple[Any, ...]]:
@@ -147,8 +162,7 @@ def test_predicted_times_are_compared_by_token_and_prompt(hjgc: CommandLine, tmp
         kept = replace(static, launches=static.launches[:-1])
         schedule = replace(decode.schedules[0], segments=(kept,))
         phases = tuple(replace(p, schedules=(schedule, *p.schedules[1:])) if p is decode else p for p in plan.phases)
-        graph = {**plan.ledger.graph, "decode/default": 13_500 * len(kept.launches)}
-        return replace(plan, phases=phases, ledger=replace(plan.ledger, graph=graph))
+        return replace(plan, phases=phases, ledger=replace(plan.ledger, graph=graph_costs(phases)))
 
     path = write_gpu_plan(tmp_path)
     less = rewritten(path, without_sampling)

@@ -169,15 +169,25 @@ def test_two_changes_are_two_causes(hjgc: CommandLine, tmp_path: Path) -> None:
     assert [kind for kind, *_ in found] == ["option", "onnx_graph"]
 
 
+def of_producer(plan: Plan, **fields: Any) -> Plan:
+    return replace(plan, producer=replace(plan.producer, **fields))
+
+
 def test_after_another_version_the_version_is_the_cause_and_our_exporter_follows_it(
     hjgc: CommandLine, tmp_path: Path
 ) -> None:
-    def newer(plan: Plan) -> Plan:
-        return replace(plan, producer=replace(plan.producer, hjgc="0.2.0", onnx_producer="hjgc 0.2.0"))
-
     path = compiled_plan(tmp_path)
     version = ("hjgc", "hjgc version", "0.1.0", "0.2.0")
-    assert causes(hjgc, path, rewritten(path, newer)) == [version]
+    exported_anew = {"onnx_producer": "hjgc 0.2.0", "onnx_sha256": "1" * 64, "opset": 24}
+    for more in ({}, exported_anew):
+        after = rewritten(path, lambda plan, more=more: of_producer(plan, hjgc="0.2.0", **more))
+        assert causes(hjgc, path, after) == [version]
+
+
+def test_an_onnx_file_of_an_older_version_of_ours_is_of_another_exporter(hjgc: CommandLine, tmp_path: Path) -> None:
+    path = compiled_plan(tmp_path)
+    after = rewritten(path, lambda plan: of_producer(plan, onnx_producer="hjgc 0.0.9", onnx_sha256="1" * 64))
+    assert causes(hjgc, path, after) == [("exporter", "exporter", "hjgc 0.1.0", "hjgc 0.0.9")]
 
 
 def test_after_a_size_range_alone_that_is_the_cause(hjgc: CommandLine, tmp_path: Path) -> None:

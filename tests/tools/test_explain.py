@@ -20,6 +20,8 @@ from tests.runtime.gpu_plan import write_gpu_plan
 from tests.tools.command_line import CommandLine, in_its_own_process, write_small_plan
 from tests.tools.plans_to_compare import compiled_plan, replace, stripped, with_debug, with_reason, write
 
+ROOT = Path(__file__).parents[2]
+
 
 def shown(hjgc: CommandLine, *arguments: str | Path) -> dict[str, Any]:
     ran = hjgc("explain", *arguments, "--json")
@@ -118,6 +120,7 @@ def test_a_launch_without_a_reason_of_its_own_is_led_back_to_the_one_that_has_on
     plan = write(with_reason(small_plan(), ReasonCode.HOST_CONTROL_FLOW, "ONNX node branch"), tmp_path / "plan.hjg")
     entry = next(e for e in shown(hjgc, plan)["dynamic"] if e["phase"] == "decode")
     assert len(entry["causes"]) == len(entry["launches"]) > 1
+    assert f"and {len(entry['causes']) - 6} more launches: --json has why for each" in hjgc("explain", plan).out
     chain = spelt(entry["causes"][1]["chain"])
     assert chain == [
         "launch rotary",
@@ -248,6 +251,16 @@ def test_text_stays_within_100_columns_and_names_cannot_steer_the_terminal(hjgc:
         assert "\x1b" not in ran.out
         assert "odd\\x1b\\nname" in ran.out
         assert "<script>" in ran.out
+
+
+def test_every_field_of_the_json_is_documented(hjgc: CommandLine, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text().partition("## hjgc explain")[2].partition("## hjgc diff")[0]
+    path = write_gpu_plan(tmp_path)
+    whole, node = shown(hjgc, path), shown(hjgc, path, "--node", "0.o")
+    (launch, *_), entry = node["launches"], whole["dynamic"][0]
+    tables = [whole, node, launch, entry, entry["causes"][0], entry["causes"][0]["chain"][0], entry["cost"]]
+    tables += [launch["kernels"]["sm_90"][0], launch["segments"][0], whole["lengths"][0], whole["prediction"]]
+    assert [name for table in tables for name in table if f"`{name}`" not in text] == []
 
 
 def test_a_plan_of_no_language_model_is_explained_too(hjgc: CommandLine, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def find_causes(a: Side, b: Side, phases: tuple[Aligned, ...], changes: Sequence
     exporter = tuple(_exporter(one, other))
     found = [*_options(one, other), *_stored(one, other, exporter), *exporter, *_model(changes, exporter)]
     found += _files(one, other, found)
-    if one.producer.onnx_sha256 != other.producer.onnx_sha256 and all(cause.kind not in IN_ONNX for cause in found):
+    explained = _follows_hjgc(one, other) or any(cause.kind in IN_ONNX for cause in found)
+    if one.producer.onnx_sha256 != other.producer.onnx_sha256 and not explained:
         found.append(_onnx(a, b, phases))
     if one.producer.hjgc != other.producer.hjgc:
         found.append(Cause("hjgc", "hjgc version", one.producer.hjgc, other.producer.hjgc))
@@ -61,13 +62,20 @@ def _exporter(a: Plan, b: Plan) -> Iterator[Cause]:
     """Another exporter, which chooses its own opset; or another opset of the same one. Our own exporter is part of
     hjgc, and its version follows hjgc's."""
     one, other = a.producer, b.producer
-    ours = all(each.onnx_producer == f"hjgc {each.hjgc}" for each in (one, other))
-    if one.onnx_producer != other.onnx_producer and not ours:
+    if _follows_hjgc(a, b):
+        return
+    if one.onnx_producer != other.onnx_producer:
         both = one.opset != other.opset
         before, after = (f"{p.onnx_producer}, opset {p.opset}" if both else p.onnx_producer for p in (one, other))
         yield Cause("exporter", "exporter", before, after)
     elif one.opset != other.opset:
         yield Cause("opset", "opset", one.opset, other.opset)
+
+
+def _follows_hjgc(a: Plan, b: Plan) -> bool:
+    """Both files were written by the exporter of the hjgc that compiled them, and these are two versions."""
+    own = all(plan.producer.onnx_producer == f"hjgc {plan.producer.hjgc}" for plan in (a, b))
+    return own and a.producer.hjgc != b.producer.hjgc
 
 
 def _stored(a: Plan, b: Plan, exporter: tuple[Cause, ...]) -> Iterator[Cause]:

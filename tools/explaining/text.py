@@ -10,6 +10,8 @@ from hjgc.tools.console import count, size
 from hjgc.tools.explaining.chains import KIND_WORDS
 from hjgc.tools.wrapping import wrapped
 
+MOST_CAUSES = 6
+"""Launches of one segment that are explained in full."""
 HOW = {"plain": "launch by launch", "parts": "in parts", "not_built": "code not built ahead"}
 
 
@@ -63,8 +65,11 @@ def _folded(entries: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], lis
 
 def _dynamic(entry: dict[str, Any], schedules: Sequence[str]) -> Iterator[str]:
     yield from wrapped(f"{entry['phase']}: {_numbers(entry['launches'])} dynamic in {', '.join(schedules)}")
-    for cause in entry["causes"]:
+    causes = entry["causes"]
+    for cause in causes[:MOST_CAUSES]:
         yield from cause_text(cause)
+    if len(causes) > MOST_CAUSES:
+        yield f"  and {len(causes) - MOST_CAUSES} more launches: --json has why for each"
     yield from wrapped(cost_text(entry["cost"]), first="  costs   ", rest="          ")
 
 
