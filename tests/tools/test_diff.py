@@ -91,6 +91,13 @@ def test_one_more_launch_in_the_middle_is_one_more_launch_and_shifts_nothing(
     assert ("decode/default", "segments", "static", cut) in changes(data, "segments")
 
 
+def test_a_weight_of_one_plan_alone_is_one_line_with_its_shape(hjgc: CommandLine, tmp_path: Path) -> None:
+    data = shown(hjgc, compiled_plan(tmp_path / "a"), compiled_plan(tmp_path / "b", "bias"))
+    biases = [change for change in changes(data, "weights") if "bias" in change[0]]
+    assert [change[1:] for change in biases] == [("shape", None, "[128]")] * 2
+    assert [cause["name"] for cause in data["causes"]] == ["model: architecture"]
+
+
 def test_launches_that_another_exporter_named_are_aligned_by_their_nodes(hjgc: CommandLine, tmp_path: Path) -> None:
     def renamed(plan: Plan) -> Plan:
         phases = tuple(

@@ -48,7 +48,7 @@ def _kernels(item: str, target: str, before: Mapping[int, Call], after: Mapping[
     """Where both have a range, what differs in its call; axes that are the same are left out."""
     ranges = [", ".join(map(str, calls)) for calls in (before, after)]
     yield from compare("variants", item, {f"{target} rows": ranges[0]}, {f"{target} rows": ranges[1]})
-    for rows in before.keys() & after.keys():
+    for rows in [rows for rows in before if rows in after]:
         (name, axes), (other, others) = before[rows], after[rows]
         field = f"{target} {name}" if rows == ALL_ROWS else f"{target} {name} up to {rows} rows"
         if name != other:

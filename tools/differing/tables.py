@@ -66,19 +66,21 @@ def _weights(a: Plan, b: Plan) -> Iterator[Change]:
     files, others = ({file.name: file for file in plan.files} for plan in (a, b))
     for name in dict.fromkeys((*files, *others)):
         pair = [_file(table[name]) if name in table else None for table in (files, others)]
-        yield from _both_or_one(f"file {name}", *pair)
+        yield from _both_or_one(f"file {name}", *pair, size="bytes")
     ours, theirs = ({weight.name: weight for weight in plan.weights} for plan in (a, b))
     for name in dict.fromkeys((*ours, *theirs)):
         pair = [_weight(plan, table[name]) if name in table else None for plan, table in ((a, ours), (b, theirs))]
-        yield from _both_or_one(f"weight {name}", *pair)
+        yield from _both_or_one(f"weight {name}", *pair, size="shape")
 
 
-def _both_or_one(item: str, before: Mapping[str, Value] | None, after: Mapping[str, Value] | None) -> Iterator[Change]:
+def _both_or_one(
+    item: str, before: Mapping[str, Value] | None, after: Mapping[str, Value] | None, *, size: str
+) -> Iterator[Change]:
     """What differs between the two; of one that the other plan lacks, its size alone."""
     if before is not None and after is not None:
         yield from compare("weights", item, before, after)
     else:
-        yield Change("weights", item, "bytes", *((each or {}).get("bytes") for each in (before, after)))
+        yield Change("weights", item, size, *((each or {}).get(size) for each in (before, after)))
 
 
 def _file(file: WeightFile) -> dict[str, Value]:
@@ -96,7 +98,6 @@ def _weight(plan: Plan, weight: Weight) -> dict[str, Value]:
         "stored as": stored_as(weight),
         "packed as": weight.dtype,
         "shape": str(list(weight.shape)),
-        "bytes": weight.bytes,
         "layout": f"{weight.layout} on {weight.placement}",
         "sources": ", ".join(sources),
         "place": ", ".join(places),
