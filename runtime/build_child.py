@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -44,6 +46,8 @@ class BuildChild:
 
     def __init__(self, command: Sequence[str] = (sys.executable, "-P", "-m", WORKER)) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
+        # Compilers are killed in the middle of their files, which would stay behind in a folder that is not ours.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         path = os.pathsep.join(part for part in sys.path if part)
         self._process = subprocess.Popen(
             list(command),
@@ -51,7 +55,8 @@ class BuildChild:
             stdout=subprocess.PIPE,
             stderr=self._words,
             bufsize=0,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path, "TMPDIR": self._folder.name},
+            process_group=0,  # Ctrl-C is for whoever serves; `kill` ends the compilers that it started too
         )
 
     def ask(self, request: BuildRequest, seconds: float) -> BuildAnswer:
@@ -92,9 +97,12 @@ class BuildChild:
         return ChildLost(f"the process that builds kernels ended with status {code}{said}")
 
     def kill(self) -> None:
-        self._process.kill()
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):  # it has ended this very moment
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self._process.kill()
+        self.kill()
         self._process.communicate()
         self._words.close()
+        self._folder.cleanup()

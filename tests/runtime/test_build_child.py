@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,15 @@ from tests.runtime.serving import PATIENCE
 REQUEST = BuildRequest("rms_norm", {}, "sm_90", "0" * 64)
 SILENT = "import sys; sys.stdin.read()"
 ANSWERS = "import sys; sys.stdin.readline(); sys.stdout.write({!r}); sys.stdout.flush(); sys.stdin.read()"
+
+STARTS_A_COMPILER = """
+import subprocess, sys, tempfile
+tempfile.mkstemp()
+compiler = "print('started', flush=True); import signal; signal.pause()"
+with open(sys.argv[1], "w") as held:
+    subprocess.Popen([sys.executable, "-c", compiler], stdout=held)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -81,6 +93,21 @@ def test_killing_it_from_another_thread_ends_the_wait_for_its_answer(child: Buil
         child.kill()
         with pytest.raises(ChildLost, match="ended with status -9"):
             waiting.result(PATIENCE)
+
+
+def test_the_compilers_that_it_started_end_with_it_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    os.mkfifo(tmp_path / "held")
+    child = BuildChild([sys.executable, "-c", STARTS_A_COMPILER, str(tmp_path / "held")])
+    with (tmp_path / "held").open() as held:
+        assert held.readline() == "started\n"
+        child.close()
+        assert select.select([held], [], [], PATIENCE)[0]
+        assert held.read() == ""  # the end: nobody holds it any more
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_orders_wait_for_each_other_and_each_is_handed_over_whole(tmp_path: Path) -> None:
