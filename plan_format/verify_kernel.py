@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 
 from hjgc.plan_format.checker import Checker
@@ -47,15 +47,31 @@ class KernelVerifier:
         self.plan, self.tables, self.keys, self.check = plan, tables, keys, check
         self.targets = set(plan.targets)
         self.fields = [field.name for field in plan.parameters.fields]
+        self.legal: set[Hashable] = set()
 
     def run(self, op: Op, launch: Launch, place: str) -> None:
         found = launch.kernels
         if found.keys() != self.targets:
             self.check.fail(place, f"expected one for each of {sorted(self.targets)}, found {sorted(found)}")
+        facts = self._facts(launch)
         for target, kernel in found.items():
-            self._kernel(op, launch, target, kernel, f"{place}.{target}")
+            case = (target, kernel, facts)
+            if case not in self.legal:  # layers are alike
+                self._kernel(op, launch, target, kernel, f"{place}.{target}")
+                self.legal.add(case)
         called = {kernel.callback for kernel in found.values() if isinstance(kernel, HostCall)}
         self.check.require(len(called) < 2, place, "the same function on every target", sorted(called))
+
+    def _facts(self, launch: Launch) -> Hashable:
+        """All of the launch that its kernels are judged by. Types count: 1 equals 1.0, and they are not the same to a
+        kernel."""
+        operands: list[Hashable] = []
+        for operand in launch.operands:
+            entry = self.tables[operand.space][operand.index] if operand.space in self.tables else None
+            memory = None if entry is None else (entry.dtype, entry_bytes(entry))
+            operands.append((operand.space, operand.access, memory))
+        attributes = sorted((name, type(value).__name__, value) for name, value in launch.attributes.items())
+        return launch.op, tuple(operands), tuple(attributes)
 
     def _kernel(self, op: Op, launch: Launch, target: str, kernel: Kernel, place: str) -> None:
         if op.host != isinstance(kernel, HostCall):

@@ -14,8 +14,11 @@ import msgspec
 import pytest
 
 from hjgc.plan_format import Plan, PlanError
+from hjgc.plan_format.checker import Checker
 from hjgc.plan_format.ledger import make_ledger
+from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.verify import verify
+from hjgc.plan_format.verify_kernel import KernelVerifier
 from tests.plan_format.device_plan import device_plan, device_sections
 from tests.plans import CONSTANTS, small_plan
 
@@ -575,6 +578,22 @@ def test_a_launch_may_make_another_call_for_each_range_of_rows() -> None:
 def test_a_launch_may_take_a_tensor_map(swizzle: int) -> None:
     every = [put(f"phases.0.launches.{i}.kernels.sm_90.arguments.0", MAP | {"swizzle": swizzle}) for i in range(5)]
     verify(broken(device_plan(), all_of(tensor_map(), *every)), SECTIONS, Path("p.hjg"))
+
+
+def test_the_same_kernel_is_judged_again_for_a_launch_that_differs() -> None:
+    plan = broken(device_plan(), all_of(tensor_map(), put("phases.0.launches.1.kernels.sm_90.arguments.0", MAP)))
+    first, second = (
+        msgspec.structs.replace(launch, attributes={"epsilon": 1.0}) for launch in plan.phases[0].launches[:2]
+    )
+    assert first.kernels["sm_90"] == second.kernels["sm_90"]
+    one, two, *more = plan.phases[0].buffers
+    tables = {"buffer": (one, msgspec.structs.replace(two, bytes=4096), *more), "weight": plan.weights}
+    verifier = KernelVerifier(plan, tables, {"tokens": (1, 32)}, Checker(Path("p.hjg")))
+    verifier.run(all_ops()["rms_norm"], first, "one")
+    with pytest.raises(PlanError, match=r"two\.sm_90\.arguments\[0\]\.sizes: expected 4096 bytes at most, found 8192"):
+        verifier.run(all_ops()["rms_norm"], second, "two")
+    with pytest.raises(PlanError, match=r"three\.sm_90\.arguments\[4\]: expected an attribute of type float32"):
+        verifier.run(all_ops()["rms_norm"], msgspec.structs.replace(first, attributes={"epsilon": 1}), "three")
 
 
 def test_buckets_may_begin_later_than_the_range_does() -> None:
