@@ -30,7 +30,7 @@ SENTENCES = {
 }
 
 
-class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Why launch number `launch` is dynamic; `chain` leads from it to the input that causes it, nearest first."""
 
     launch: int

@@ -18,13 +18,13 @@ MAX_VALUE = 1 << 62
 """No part of an expression leaves [-MAX_VALUE, MAX_VALUE] inside its range: 64 bits hold every step."""
 
 
-class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="size"):
+class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="size"):
     """A declared size, by name."""
 
     name: str
 
 
-class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="binary"):
+class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="binary"):
     """`left operation right`; `ceil_div` is the quotient rounded up."""
 
     operation: Operation
@@ -35,7 +35,7 @@ class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="binar
 Expression = int | Size | Binary
 
 
-class SizeDeclaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SizeDeclaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A size with its inclusive range. `key`: known on the host and part of the capture key. `device`: read by
     kernels from the parameter block, so a captured graph serves every value of it."""
 

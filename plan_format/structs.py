@@ -27,8 +27,11 @@ Attribute = bool | int | float | str
 ParameterKind = Literal["pointer", "int32", "int64", "float32", "scratch", "tensor_map"]
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The base of every table entry: immutable, and unknown fields are an error that names them."""
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """The base of every table entry: immutable, and unknown fields are an error that names them.
+
+    No entry can be part of a cycle, and a 7B plan has 25,000: Python's collector, which would stop a request for 3 ms
+    to look at them, does not."""
 
 
 class Producer(Record, frozen=True):
