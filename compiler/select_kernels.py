@@ -13,7 +13,7 @@ from hjgc.compiler.build_variants import VariantKey
 from hjgc.compiler.kernels import template
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_choice import RANGED, Choice, choose_prefill, range_ends, splits
-from hjgc.compiler.kernels.tiles import choose_decode
+from hjgc.compiler.kernels.tiles import NoTemplate, choose_decode
 from hjgc.compiler.lower import most_rows, step_dims
 from hjgc.compiler.program import Program, Step
 from hjgc.plan_format.errors import CompileError
@@ -61,7 +61,7 @@ class Selector:
             if rows is None:
                 return self._call(step, target, Choice(*self._decode(step, target)))
             return self._prompt(step, target, rows, parts)
-        except KeyError:
+        except NoTemplate:
             raise CompileError(
                 self._path,
                 f"expected a kernel template on {target} for each step, found none for {step.op}",

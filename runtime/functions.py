@@ -24,7 +24,7 @@ def callback_of(launch: Launch) -> str | None:
 def function_names(plan: Plan) -> tuple[str, ...]:
     """The functions that a session needs to serve the plan, in the order of their calls."""
     called = (callback_of(launch) for phase in plan.phases for launch in phase.launches)
-    return tuple(dict.fromkeys(name for name in called if name not in (None, LOGITS_PROCESSOR)))  # type: ignore[misc]
+    return tuple(dict.fromkeys(name for name in called if name is not None and name != LOGITS_PROCESSOR))
 
 
 class Functions:

@@ -151,7 +151,8 @@ class JustInTime:
         try:
             built = self._checked(index, self._ask(request))
         except NotBuilt as error:
-            self._refused.add(index)
+            with self._lock:
+                self._refused.add(index)
             self._fail(f"{request.template} for {request.target}", why, str(error))
             raise
         with self._lock:
@@ -175,7 +176,7 @@ class JustInTime:
         refusal = answer.refusal
         words = "no reason was given" if refusal is None else str(refusal)
         if refusal is not None and refusal.fault == "extra":
-            self._off = words
+            self._turn_off(words)
         raise NotBuilt(words, None if refusal is None else refusal.fault)
 
     def _checked(self, index: int, built: BuiltVariant) -> BuiltVariant:
@@ -201,8 +202,9 @@ class JustInTime:
         try:
             child = self._start()
         except OSError as error:
-            self._off = f"the process that builds kernels cannot be started: {error}"
-            raise NotBuilt(self._off) from None
+            words = f"the process that builds kernels cannot be started: {error}"
+            self._turn_off(words)
+            raise NotBuilt(words) from None
         with self._lock:
             self._child = child
             closing = self._closing
@@ -216,6 +218,11 @@ class JustInTime:
             child, self._child = self._child, None
         if child is not None:
             child.close()
+
+    def _turn_off(self, words: str) -> None:
+        """For good: nothing more is built."""
+        with self._lock:
+            self._off = words
 
     def _fail(self, what: str, why: Why, words: str) -> None:
         with self._lock:

@@ -182,7 +182,7 @@ class Request:
         step = self._router.begin()
         try:
             self._decode(position, step)
-        except Exception:
+        except Exception:  # counted; the `decode` that asks for this step launches it again, and meets what is wrong
             self._strayed = True
             counts.failed += not self._ticket.stopped
             self._router.drain()  # no later token is sure to come, which would tell that its graphs are free

@@ -42,8 +42,7 @@ def choose_prefill(
     op: str, dims: Dims, dtypes: DTypes, roles: Collection[str], target: str, rows: int, most: int, parts: int
 ) -> Choice:
     """For a step of up to `rows` rows (the end of a range), of at most `most` in any call. `dims` holds the op's
-    letters; `roles` the roles that have an operand; `parts` how many parts a `join` adds up. Raises KeyError for an op
-    without one."""
+    letters; `roles` the roles that have an operand; `parts` how many parts a `join` adds up. Raises NoTemplate."""
     if op not in RANGED:
         return Choice(*choose_decode(op, {**dims, "M": 0}, dtypes, roles, target))
     if target == HOPPER:

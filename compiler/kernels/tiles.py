@@ -36,11 +36,17 @@ MEASURED: Mapping[tuple[str, str, int, int], Tile] = {
 """By target, template, outputs and columns of the weight."""
 
 
+class NoTemplate(Exception):
+    """No template runs this op."""
+
+
 def choose_decode(
     op: str, dims: Dims, dtypes: DTypes, roles: Collection[str], target: str
 ) -> tuple[str, dict[str, AxisValue]]:
     """The name of the template and its axes for a launch of one row. `dims` holds the op's letters, `roles` the roles
-    that have an operand. Raises KeyError for an op that has no such template."""
+    that have an operand. Raises NoTemplate."""
+    if op not in _CHOICES:
+        raise NoTemplate(op)
     axes = _CHOICES[op](dims, dtypes, roles, target)
     return DECODE_TEMPLATES[op], {**axes, "pdl": has_pdl(target)}
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hjgc.compiler import compile_model
+from hjgc.compiler.kernels import tiles
+from hjgc.plan_format import CompileError
 from hjgc.plan_format.structs import Phase, RowsCall, StaticSegment
 from hjgc.runtime.opening import open_session
 from tests.compiler.exports import SMALL, copy_of
@@ -45,6 +47,19 @@ def test_every_product_of_a_prompt_is_normalised_for_by_the_step_before_it(tmp_p
 
 def ops(phase: Phase) -> list[str]:
     return [launch.op for launch in phase.launches]
+
+
+def test_an_op_without_a_template_is_named_and_a_slip_of_ours_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy_of("mha", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.delitem(tiles._CHOICES, "vocabulary_logits")
+        with pytest.raises(CompileError, match="expected a kernel template on sm_90 for each step, found none for voc"):
+            compile_model(model, tmp_path / "plan.hjg", **SMALL, targets=("sm_90",))
+    monkeypatch.delitem(tiles.DECODE_TEMPLATES, "vocabulary_logits")
+    with pytest.raises(KeyError):
+        compile_model(model, tmp_path / "plan.hjg", **SMALL, targets=("sm_90",))
 
 
 def test_ranges_of_rows_end_where_buckets_do(tmp_path: Path) -> None:
