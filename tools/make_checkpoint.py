@@ -49,6 +49,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     },
+    # 1.10 B parameters, grouped-query attention
+    "tinyllama-1.1b": LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+    },
     "llama2-7b": LLAMA
     | {
         "hidden_size": 4096,

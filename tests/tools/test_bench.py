@@ -170,7 +170,7 @@ def test_a_process_answers_line_by_line_until_something_fails(monkeypatch: pytes
     requests = [
         {"kind": "scripted"},
         {"verb": "answer", "ids": [1, 2], "tokens": 2},
-        {"verb": "series", "ids": [1, 2], "tokens": 3, "repeat": 2, "warm_up": 1},
+        {"verb": "series", "ids": [1, 2], "tokens": 3, "repeat": 2, "warm_up": 1, "rest": 0.002},
         {"verb": "settle", "timeout": 0.5},
         {"verb": "details"},
         {"verb": "settle", "timeout": 2},

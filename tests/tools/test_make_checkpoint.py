@@ -30,7 +30,7 @@ def written(folder: Path, *arguments: str) -> str:
     return ran.output
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("110m", 110), ("llama2-7b", 6738)])
+@pytest.mark.parametrize(("preset", "millions"), [("110m", 110), ("tinyllama-1.1b", 1100), ("llama2-7b", 6738)])
 def test_a_preset_has_the_size_it_is_named_after(tmp_path: Path, preset: str, millions: int):
     written(tmp_path, "--preset", preset, "--sparse")
     config = read_config(tmp_path)

@@ -81,7 +81,7 @@ class _System:
         found.startup_ms = startup(self._process, next(iter(met.values())))
         for length, first in met.items():
             self._tell(f"{self._name}: {self._contender.repeat} prompts of {length} tokens")
-            found.prompts[length] = Cell(first, self._series(length, PROMPT_TOKENS, self._contender.repeat))
+            found.prompts[length] = Cell(first, self._series(length, PROMPT_TOKENS, self._contender.repeat, self._settings.rest))
         for context in self._contender.contexts:
             self._tell(f"{self._name}: decode at context {context}")
             rounds = math.ceil(self._contender.repeat / decode)
@@ -97,5 +97,5 @@ class _System:
             self._tell(f"note: {self._name}: not every graph was ready after {CAPTURE_SECONDS:.0f} s")
         return answer
 
-    def _series(self, length: int, tokens: int, repeat: int) -> Series:
-        return self._process.series(self._settings.prompt(length), tokens, repeat, WARM_UP)
+    def _series(self, length: int, tokens: int, repeat: int, rest: float = 0.0) -> Series:
+        return self._process.series(self._settings.prompt(length), tokens, repeat, WARM_UP, rest / 1e3)

@@ -10,7 +10,7 @@ from typing import Any
 class Settings:
     """`lengths` of the prompts in tokens, `decode` further tokens for each, `repeat` warm answers for each. On a GPU
     also: `contexts` that decoding is measured at, `cold` lengths that a fresh process each begins with, `capturing`
-    fresh processes watched while their graphs are built."""
+    fresh processes watched while their graphs are built, `rest` milliseconds without work before each prompt."""
 
     lengths: tuple[int, ...]
     decode: int
@@ -21,6 +21,7 @@ class Settings:
     contexts: tuple[int, ...] = ()
     cold: int = 0
     capturing: int = 0
+    rest: float = 0.0
 
     def prompt(self, length: int) -> list[int]:
         """The same random tokens for every system and every repetition."""
@@ -33,7 +34,7 @@ class Settings:
         return {name: _listed(getattr(self, name)) for name in names}
 
     def shown_on_a_device(self) -> dict[str, Any]:
-        return self.shown() | {name: _listed(getattr(self, name)) for name in ("contexts", "cold", "capturing")}
+        return self.shown() | {name: _listed(getattr(self, name)) for name in ("contexts", "cold", "capturing", "rest")}
 
 
 def spread(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:

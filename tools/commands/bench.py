@@ -42,6 +42,9 @@ ON_A_GPU = "hjgc bench plan.hjg --device cuda --mode plain,graph,hybrid --hf mod
     help="GPU: fresh processes watched while they capture.  [default: 0]",
 )
 @click.option(
+    "--rest", type=click.FloatRange(0, 60e3), metavar="MS", help="GPU: without work before each prompt.  [default: 0]"
+)
+@click.option(
     "--mode",
     "mode",
     type=modes,
@@ -71,6 +74,7 @@ def command(
     repeat: int | None,
     cold: int | None,
     capturing: int | None,
+    rest: float | None,
     mode: tuple[str, ...],
     threads: int | None,
     peers: tuple[str, ...] | None,
@@ -109,6 +113,7 @@ def command(
         seed=seed,
         cold=cold,
         capturing=capturing,
+        rest=rest,
     )
     served_on = device if on_gpu else "cpu"
     specs = systems.plan_specs(plan, mode, weights, served_on, strict=strict, rebuild=rebuild)

@@ -54,9 +54,10 @@ class PeerProcess:
         reply = self._ask({"verb": "answer", "ids": list(ids), "tokens": tokens})
         return Answer(reply["first"], tuple(reply["further"]), tuple(reply["tokens"]), reply["replayed"], reply["ran"])
 
-    def series(self, ids: Sequence[int], tokens: int, repeat: int, warm_up: int) -> Series:
-        """As many answers to one prompt, one after the other, without a word in between."""
-        reply = self._ask({"verb": "series", "ids": list(ids), "tokens": tokens, "repeat": repeat, "warm_up": warm_up})
+    def series(self, ids: Sequence[int], tokens: int, repeat: int, warm_up: int, rest: float = 0.0) -> Series:
+        """As many answers to one prompt, one after the other, `rest` seconds between them, without a word."""
+        counts = {"tokens": tokens, "repeat": repeat, "warm_up": warm_up, "rest": rest}
+        reply = self._ask({"verb": "series", "ids": list(ids), **counts})
         answers = tuple(tuple(tokens) for tokens in reply["answers"])
         return Series(tuple(reply["firsts"]), tuple(reply["furthers"]), answers, reply["replayed"], reply["ran"])
 

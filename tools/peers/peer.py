@@ -92,12 +92,17 @@ def counted_answer(peer: Peer, ids: Sequence[int], tokens: int) -> Answer:
     return dataclasses.replace(answer, **peer.counts().since(before))
 
 
-def series(peer: Peer, ids: Sequence[int], tokens: int, repeat: int, warm_up: int) -> Series:
-    """`repeat` answers after `warm_up` that do not count."""
+def series(peer: Peer, ids: Sequence[int], tokens: int, repeat: int, warm_up: int, rest: float = 0.0) -> Series:
+    """`repeat` answers after `warm_up` that do not count, `rest` seconds before each."""
+
+    def rested() -> Answer:
+        time.sleep(rest)
+        return peer.answer(ids, tokens)
+
     for _ in range(warm_up):
-        peer.answer(ids, tokens)
+        rested()
     before = peer.counts()
-    answers = [peer.answer(ids, tokens) for _ in range(repeat)]
+    answers = [rested() for _ in range(repeat)]
     return Series(
         tuple(answer.first for answer in answers),
         tuple(seconds for answer in answers for seconds in answer.further),
