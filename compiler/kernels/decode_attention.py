@@ -18,11 +18,15 @@ from hjgc.compiler.kernels.declaration import DTYPES, Axes, OneOf, Parameter, Te
 from hjgc.compiler.kernels.products import call_pieces
 
 
+COMBINED = 16384
+"""Numbers that one program combines at a time."""
+
+
 @triton.jit
 def decode_attention(
     query, key_cache, value_cache, y, partials, counters, start, scale, KV_HEADS: tl.constexpr, QUERIES: tl.constexpr,
-    PADDED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CAPACITY: tl.constexpr, SHARES: tl.constexpr,
-    LEAST: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    PADDED: tl.constexpr, TOGETHER: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CAPACITY: tl.constexpr,
+    SHARES: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     share = tl.program_id(1)
@@ -72,7 +76,7 @@ def decode_attention(
             tl.debug_barrier()
             if tl.atomic_add(counters + kv_head, 1, sem="acq_rel") == active - 1:
                 tl.store(counters + kv_head, 0)
-                combine(y, partials, ends, kv_head, active, columns, wide, QUERIES, SIZE, SHARES)
+                combine(y, partials, ends, kv_head, active, columns, wide, QUERIES, TOGETHER, SIZE, SHARES)
 
 
 @triton.jit
@@ -146,20 +150,25 @@ def attend_group(
 
 @triton.jit
 def combine(
-    y, partials, ends, kv_head, active, columns, wide, QUERIES: tl.constexpr, SIZE: tl.constexpr, SHARES: tl.constexpr
-):
-    """The `active` shares of one kv head's queries, which other programs have written, as one."""
+    y, partials, ends, kv_head, active, columns, wide, QUERIES: tl.constexpr, TOGETHER: tl.constexpr,
+    SIZE: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    """The `active` shares of one kv head's queries, which other programs have written, as one; TOGETHER queries at a
+    time, since each time waits for memory."""
     shares = tl.arange(0, SHARES)
-    done = shares < active
-    for head in tl.static_range(QUERIES):
-        slots = (kv_head * SHARES + shares) * QUERIES + head
+    for first in tl.static_range(0, QUERIES, TOGETHER):
+        heads = first + tl.arange(0, TOGETHER)
+        here = heads < QUERIES
+        slots = (kv_head * SHARES + shares[:, None]) * QUERIES + heads[None, :]
+        done = (shares < active)[:, None] & here[None, :]
         tops = tl.load(ends + 2 * slots, mask=done, other=float("-inf"), cache_modifier=".cg")
         sums = tl.load(ends + 2 * slots + 1, mask=done, other=0.0, cache_modifier=".cg")
-        parts = partials + slots[:, None] * SIZE + columns[None, :]
-        tile = tl.load(parts, mask=done[:, None] & wide[None, :], other=0.0, cache_modifier=".cg")
-        factors = tl.exp2(tops - tl.max(tops, 0))
-        row = tl.sum(tile * factors[:, None], 0) / tl.sum(sums * factors, 0)
-        tl.store(y + (kv_head * QUERIES + head) * SIZE + columns, row, mask=wide)
+        parts = partials + slots[:, :, None] * SIZE + columns[None, None, :]
+        tile = tl.load(parts, mask=done[:, :, None] & wide[None, None, :], other=0.0, cache_modifier=".cg")
+        factors = tl.exp2(tops - tl.max(tops, 0)[None, :])
+        rows = tl.sum(tile * factors[:, :, None], 0) / tl.sum(sums * factors, 0)[:, None]
+        places = (kv_head * QUERIES + heads)[:, None] * SIZE + columns[None, :]
+        tl.store(y + places, rows, mask=here[:, None] & wide[None, :])
 
 
 @triton.jit
@@ -185,6 +194,7 @@ def constants(axes: Axes) -> dict[str, bool | int | str]:
         "QUERIES": queries,
         # Tensor cores take 16 rows at least.
         "PADDED": 1 if queries == 1 else max(16, triton.next_power_of_2(queries)),
+        "TOGETHER": _together(queries, triton.next_power_of_2(size) * int(axes["shares"])),
         "SIZE": size,
         "WIDTH": triton.next_power_of_2(size),
         "CAPACITY": axes["capacity"],
@@ -195,6 +205,11 @@ def constants(axes: Axes) -> dict[str, bool | int | str]:
         "AHEAD": axes["ahead"] if axes["pdl"] is True and size % 8 == 0 else 0,
         "PDL": axes["pdl"],
     }
+
+
+def _together(queries: int, numbers: int) -> int:
+    """Queries whose shares are combined at a time, with so many numbers each: as many as registers hold."""
+    return max(1, min(triton.next_power_of_2(queries), COMBINED // numbers))
 
 
 TEMPLATE = Template(

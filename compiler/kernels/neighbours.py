@@ -14,7 +14,13 @@ from hjgc.compiler.kernels.tiles import scratch
 
 STREAMS = ("decode_attention_inputs", "decode_linear", "decode_gated_linear", "vocabulary_logits")
 OTHERS: Mapping[str, Mapping[str, Sequence[AxisValue]]] = {
-    "decode_attention": {"shares": (4, 8, 16), "least": (64, 128, 192, 256), "ahead": (32, 64, 128), "block": (32, 64)},
+    "decode_attention": {
+        "shares": (4, 8, 16),
+        "least": (32, 64, 128, 192, 256),
+        "ahead": (0, 32, 64, 128),
+        "block": (16, 32, 64, 128),
+        "warps": (1, 2, 4, 8),
+    },
     "prefill_attention": {"block_m": (16, 32, 64), "block_n": (32, 64, 128), "stages": (2, 3), "warps": (4, 8)},
     "prefill_join": {"warps": (4, 8, 16)},
     "sample": {"block": (2048, 4096, 8192), "warps": (16, 32)},

@@ -32,8 +32,12 @@ MEASURED: Mapping[tuple[str, str, int, int], Tile] = {
     ("sm_90", "decode_gated_linear", 11008, 4096): {**_STREAM, "rows": 1, "block": 4096},
     ("sm_90", "decode_linear", 4096, 11008): {**_STREAM, "rows": 1, "block": 2048, "unroll": True, "ahead": 192},
     ("sm_90", "vocabulary_logits", 32000, 4096): {**_STREAM, "rows": 2, "block": 4096, "ahead": 0},
+    ("sm_90", "decode_attention_inputs", 2560, 2048): {**_STREAM, "rows": 2},
+    ("sm_90", "decode_linear", 2048, 2048): {**_STREAM, "rows": 2},
+    ("sm_90", "decode_gated_linear", 5632, 2048): {**_STREAM, "rows": 1},
+    ("sm_90", "decode_linear", 2048, 5632): {**_STREAM, "rows": 2, "block": 2048, "ahead": 0},
 }
-"""By target, template, outputs and columns of the weight."""
+"""By target, template, outputs and columns of the weight: LLaMA-2-7B's, then TinyLlama's (found by `hjgc tune`)."""
 
 
 class NoTemplate(Exception):

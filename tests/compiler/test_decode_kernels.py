@@ -117,7 +117,8 @@ def test_every_shape_gets_axes_that_its_template_allows_and_a_grid_that_covers_i
 def test_what_was_measured_is_what_is_chosen() -> None:
     for (target, name, outputs, columns), tile in MEASURED.items():
         op = template(name).op
-        dims = dims_of(op, **LLAMA_7B)
+        network = LLAMA_7B if {outputs, columns} & {4096} else NETWORKS["1.1B"]
+        dims = dims_of(op, **network)
         if op == "linear":
             dims |= {"N": outputs, "K": columns}
         chosen, axes = choose_decode(op, dims, HALF, roles_of(op, optional=False), target)
