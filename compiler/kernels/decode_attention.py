@@ -17,7 +17,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from hjgc.compiler.kernels.declaration import DTYPES, Axes, OneOf, Parameter, Template, Whole
 from hjgc.compiler.kernels.products import call_pieces
 
-
 COMBINED = 16384
 """Numbers that one program combines at a time."""
 

@@ -81,7 +81,9 @@ class _System:
         found.startup_ms = startup(self._process, next(iter(met.values())))
         for length, first in met.items():
             self._tell(f"{self._name}: {self._contender.repeat} prompts of {length} tokens")
-            found.prompts[length] = Cell(first, self._series(length, PROMPT_TOKENS, self._contender.repeat, self._settings.rest))
+            found.prompts[length] = Cell(
+                first, self._series(length, PROMPT_TOKENS, self._contender.repeat, self._settings.rest)
+            )
         for context in self._contender.contexts:
             self._tell(f"{self._name}: decode at context {context}")
             rounds = math.ceil(self._contender.repeat / decode)

@@ -83,9 +83,7 @@ def _answer(peer: Peer, *, ids: list[int], tokens: int) -> dict[str, Any]:
     return dataclasses.asdict(counted_answer(peer, ids, tokens))
 
 
-def _series(
-    peer: Peer, *, ids: list[int], tokens: int, repeat: int, warm_up: int, rest: float = 0.0
-) -> dict[str, Any]:
+def _series(peer: Peer, *, ids: list[int], tokens: int, repeat: int, warm_up: int, rest: float = 0.0) -> dict[str, Any]:
     return dataclasses.asdict(series(peer, ids, tokens, repeat, warm_up, rest))
 
 
