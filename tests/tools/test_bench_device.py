@@ -17,6 +17,7 @@ from hjgc.tools.benching import alone, device, fresh, limits, systems
 from hjgc.tools.benching.floors import Limits
 from hjgc.tools.benching.settings import Settings
 from hjgc.tools.benching.systems import Contender
+from hjgc.tools.peers.peer import Answer, Series
 from tests.plans import small_plan
 from tests.tools.command_line import CommandLine, Ran
 
@@ -59,7 +60,7 @@ def test_the_json_has_the_keys_of_the_cpu_and_more(shown: dict[str, Any]):
     assert shown["schema"] == "hjgc-bench-1"
     assert list(shown) == [
         "plan", "machine", "schema", "date", "seconds", "load_average", "settings", "limits", "step", "systems", "rows",
-        "decode", "cold", "capturing", "problems",
+        "decode", "cold", "capturing", "problems", "interrupted",
     ]  # fmt: skip
     assert {"contexts", "cold", "capturing", "lengths", "decode", "repeat"} <= set(shown["settings"])
     assert "cuda" in shown["machine"] and shown["limits"]["read"] == 1e9
@@ -118,7 +119,7 @@ def test_a_system_that_fails_does_not_lose_the_others():
     told: list[str] = []
     contender = Contender({"kind": "abacus"}, (3,), (), 1)
     with pytest.raises(HjgcError, match=r"one: .*found 'abacus'"):  # all of them failed
-        alone.measure_all({"one": contender, "two": contender}, Settings((3,), 1, 1, 1, 0, 50), told.append)
+        alone.measure_all({"one": contender, "two": contender}, Settings((3,), 1, 1, 1, 0, 50), told.append, {})
     assert [line.split(":")[0] for line in told] == ["one", "note", "two", "note"]
 
 
@@ -127,7 +128,7 @@ def test_a_fresh_process_that_fails_does_not_lose_what_was_measured(monkeypatch:
         raise HjgcError("hjgc graph: it stopped")
 
     monkeypatch.setattr(limits, "measured", lambda: LIMITS)
-    monkeypatch.setattr(device, "measure_all", lambda *arguments: {"hjgc plain": alone.Found()})
+    monkeypatch.setattr(device, "measure_all", lambda *arguments: arguments[-1].update({"hjgc plain": alone.Found()}))
     monkeypatch.setattr(fresh, "cold", fail)
     monkeypatch.setattr(fresh, "capturing", fail)
     contender = Contender({"kind": "plan", "mode": "plain"}, (3,), (), 1)
@@ -135,6 +136,37 @@ def test_a_fresh_process_that_fails_does_not_lose_what_was_measured(monkeypatch:
     shown = device.bench_device(small_plan(), {"hjgc plain": contender}, Settings((3,), 1, 1, 1, 0, 50), told.append)
     assert shown["problems"] == ["hjgc graph: it stopped"] * 2 and shown["cold"] == [] and shown["capturing"] is None
     assert "note: hjgc graph: it stopped" in told
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_an_interruption_keeps_what_was_measured_before(
+    stop: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+):
+    series = Series((0.004,), (0.003,), ((1, 2),), 2, 2)
+    measured = alone.Found(prompts={3: alone.Cell(Answer(0.005, (0.003,), (1, 2)), series)})
+
+    def measure(*arguments: Any) -> None:
+        arguments[-1]["hjgc plain"] = measured
+        raise stop
+
+    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
+    monkeypatch.setattr(device, "measure_all", measure)
+    contender = Contender({"kind": "plan", "mode": "plain"}, (3, 5), (), 1)
+    told: list[str] = []
+    shown = device.bench_device(small_plan(), {"hjgc plain": contender}, Settings((3, 5), 1, 1, 1, 0, 50), told.append)
+    assert shown["interrupted"] == code and told[-1] == "note: interrupted; what was measured before is kept"
+    assert [row["length"] for row in shown["rows"]] == [3]
+
+
+def test_an_interruption_before_anything_was_measured_is_one(monkeypatch: pytest.MonkeyPatch):
+    def measure(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
+    monkeypatch.setattr(device, "measure_all", measure)
+    contender = Contender({"kind": "plan", "mode": "plain"}, (3,), (), 1)
+    with pytest.raises(KeyboardInterrupt):
+        device.bench_device(small_plan(), {"hjgc plain": contender}, Settings((3,), 1, 1, 1, 0, 50), [].append)
 
 
 def test_a_machine_without_a_gpu_is_told_in_one_line(hjgc: CommandLine, plan: Path, monkeypatch: pytest.MonkeyPatch):

@@ -106,6 +106,7 @@ def shown() -> dict[str, Any]:
         "cold": [{"system": "hjgc graph", "length": 10, "ttft_ms": 6.0, "replayed": 0, "ran": 4, "startup_ms": start}],
         "capturing": judged("hjgc graph", [run]),
         "problems": ["hjgc graph: it stopped"],
+        "interrupted": None,
     }  # fmt: skip
 
 

@@ -46,24 +46,26 @@ class Found:
     unavailable: str | None = None
 
 
-def measure_all(contenders: Mapping[str, Contender], settings: Settings, tell: Tell) -> dict[str, Found]:
-    """Raises HjgcError if no system at all can be measured."""
-    found = {name: _measure(name, contender, settings, tell) for name, contender in contenders.items()}
+def measure_all(contenders: Mapping[str, Contender], settings: Settings, tell: Tell, found: dict[str, Found]) -> None:
+    """Into `found`, as it comes: whoever is interrupted has what was there before. Raises HjgcError if no system at all
+    can be measured."""
+    for name, contender in contenders.items():
+        _measure(name, contender, settings, tell, found)
     reasons = [entry.unavailable for entry in found.values() if entry.unavailable is not None]
     if len(reasons) == len(found):
         raise HjgcError(reasons[0])
-    return found
 
 
-def _measure(name: str, contender: Contender, settings: Settings, tell: Tell) -> Found:
+def _measure(name: str, contender: Contender, settings: Settings, tell: Tell, found: dict[str, Found]) -> None:
     """One that fails is told apart: the hour that the others took is not lost."""
     tell(f"{name}: start")
     try:
         with PeerProcess(name, contender.spec, settings.threads) as process:
-            return _System(name, process, contender, settings, tell).measure()
+            found[name] = Found(versions=process.versions)
+            _System(name, process, contender, settings, tell).measure(found[name])
     except HjgcError as error:
         tell(f"note: {error}")
-        return Found(unavailable=str(error))
+        found[name] = Found(unavailable=str(error))
 
 
 class _System:
@@ -72,12 +74,11 @@ class _System:
     def __init__(self, name: str, process: PeerProcess, contender: Contender, settings: Settings, tell: Tell) -> None:
         self._name, self._process, self._contender = name, process, contender
         self._settings, self._tell = settings, tell
-        self._found = Found(versions=process.versions)
 
-    def measure(self) -> Found:
+    def measure(self, found: Found) -> None:
         """The first answers come before all others: every graph for a prompt is there before anything counts."""
-        found, decode = self._found, self._settings.decode
-        met = {length: self._meet(length, decode + 1) for length in self._contender.lengths}
+        decode = self._settings.decode
+        met = {length: self._meet(length, decode + 1, found) for length in self._contender.lengths}
         found.startup_ms = startup(self._process, next(iter(met.values())))
         for length, first in met.items():
             self._tell(f"{self._name}: {self._contender.repeat} prompts of {length} tokens")
@@ -87,15 +88,15 @@ class _System:
         for context in self._contender.contexts:
             self._tell(f"{self._name}: decode at context {context}")
             rounds = math.ceil(self._contender.repeat / decode)
-            found.contexts[context] = Cell(self._meet(context, decode + 1), self._series(context, decode + 1, rounds))
+            first = self._meet(context, decode + 1, found)
+            found.contexts[context] = Cell(first, self._series(context, decode + 1, rounds))
         found.details = self._process.details()
-        return found
 
-    def _meet(self, length: int, tokens: int) -> Answer:
+    def _meet(self, length: int, tokens: int, found: Found) -> Answer:
         self._tell(f"{self._name}: first answer after {length} tokens")
         answer = self._process.answer(self._settings.prompt(length), tokens)
         if not self._process.settle(CAPTURE_SECONDS):
-            self._found.settled = False
+            found.settled = False
             self._tell(f"note: {self._name}: not every graph was ready after {CAPTURE_SECONDS:.0f} s")
         return answer
 

@@ -166,6 +166,8 @@ def _startup(shown: Row) -> str:
 def _unavailable(shown: Row) -> Iterator[str]:
     reasons = [system["unavailable"] for system in shown["systems"] if system["unavailable"] is not None]
     yield from (f"note: not measured: {reason}" for reason in [*reasons, *shown["problems"]])
+    if shown["interrupted"]:
+        yield "note: interrupted; what was not reached is missing here"
 
 
 def _memory(shown: Row) -> Iterator[str]:

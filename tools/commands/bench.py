@@ -88,7 +88,7 @@ def command(
     output: Path | None,
     plot: Path | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Measure how long PLAN takes to the first token and for each further one.
 
     Every system runs in a process of its own and gets the same token ids; their greedy tokens are compared. On the CPU
@@ -132,6 +132,7 @@ def command(
         console.result_json(shown)
     else:
         console.result(_text(shown, on_gpu))
+    return shown.get("interrupted") or 0
 
 
 def _check_outputs(plan: Path, output: Path | None, plot: Path | None) -> None:
