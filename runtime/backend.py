@@ -11,6 +11,7 @@ asking takes less time than doing, and a caller may ask for the next step before
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,6 +40,11 @@ class MemoryRef:
     space: str
     index: int
     phase: str = ""
+
+
+def digest_of(data: NDArray[np.uint8]) -> int:
+    """`Backend.digest` on the host."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 class Graph(Protocol):
@@ -70,6 +76,11 @@ class Backend(Protocol):
     def thread_pools(self) -> bool:
         """Does every thread that runs launches get helpers that outlive the call (OpenMP's)? Then what runs beside the
         requests is given a thread that ends with it."""
+        ...
+
+    @property
+    def digests_on(self) -> str:
+        """Where `digest` computes: `device`, `host`, or `host: ` and why."""
         ...
 
     def write_parameters(self, values: Mapping[str, int | float]) -> None:
@@ -110,6 +121,11 @@ class Backend(Protocol):
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:
         """A copy of the bytes of each ref, once the work issued so far is done: of a cache the rows `start` to
         `start + tokens`, of a buffer its first `tokens` rows' worth, of anything else all of it."""
+        ...
+
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+        """Of each ref a number of 64 bits that is the same for the same bytes, and almost never for others: of what a
+        snapshot would hold, at a fraction of its cost where the device can tell it."""
         ...
 
     def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: int) -> None:

@@ -1,10 +1,11 @@
 """Does a new graph compute the same bytes as the plain run, and if not, which launch is the first to differ?
 
 Both are given the same made-up input on the real memory: token ids, parameters, and whatever context the caches hold.
-What they should write is filled with a pattern first, so that a graph that writes nothing is found out. What was
-touched is put back, however the check ends, except the cache rows of the call: every request begins with an empty
-cache, and half a megabyte a token (7B) is much to carry there and back while a request may come. The caller holds the
-device.
+What they should write is filled with a pattern first, so that a graph that writes nothing is found out. Compared are
+digests, which the device computes where it can: half a megabyte of cache rows a token (7B) is much to carry to the host
+while a request may come. Only what differs is run again and looked at byte by byte. What was touched is put back,
+however the check ends, except the cache rows of the call: every request begins with an empty cache. The caller holds
+the device.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from hjgc.runtime.runner import SegmentRunner
 
 POISON = 0xA5
 NO_TOKEN = -1
-PIECE = 1 << 17
-"""Numbers that are compared at once: what they take stays in the processor's cache."""
 SAMPLING: dict[str, int | float] = {
     "temperature": 0.75,
     "top_k": 40,
@@ -107,17 +106,34 @@ class _Trial:
     def _differing(self, graph: Graph, launches: Sequence[int]) -> dict[MemoryRef, str]:
         """What the graph of `launches` leaves different from a plain run of them, and how."""
         watched = self._watched(launches)
+        self._run_plainly(launches)
+        expected = self._digest(watched)
+        self._replay(graph, launches)
+        found = self._digest(watched)
+        changed = [ref for ref in watched if expected[ref] != found[ref]]
+        return self._places(changed, graph, launches) if changed else {}
+
+    def _places(self, changed: Sequence[MemoryRef], graph: Graph, launches: Sequence[int]) -> dict[MemoryRef, str]:
+        """Which bytes differ where the digests did: both run once more."""
+        self._run_plainly(launches)
+        expected = self._snapshot(changed)
+        self._replay(graph, launches)
+        found = self._snapshot(changed)
+        return {
+            ref: _where(expected[ref], found[ref]) or "other bytes in one run, the same in the next" for ref in changed
+        }
+
+    def _run_plainly(self, launches: Sequence[int]) -> None:
         self._prepare(launches)
         self._run(launches)
-        expected = self._snapshot(watched)
+
+    def _replay(self, graph: Graph, launches: Sequence[int]) -> None:
         self._prepare(launches)
         self.backend.replay(graph, self.tokens)
-        differing: dict[MemoryRef, str] = {}
-        for ref in watched:  # one at a time, so that the memory of one serves the next
-            found = self._snapshot([ref])[ref]
-            if not _same(expected[ref], found):
-                differing[ref] = _where(expected[ref], found)
-        return differing
+
+    def _digest(self, refs: Sequence[MemoryRef]) -> dict[MemoryRef, int]:
+        self._give_way()
+        return self.backend.digest(refs, self.start, self.tokens)
 
     def _prepare(self, launches: Sequence[int]) -> None:
         """The input, what earlier segments leave behind, and the pattern where `launches` will write."""
@@ -283,16 +299,6 @@ def _unchanged(*operands: object) -> None:
 def on_host(launch: Launch) -> bool:
     """Is the launch a call of the host's?"""
     return callback_of(launch) is not None
-
-
-def _same(expected: NDArray[np.uint8], found: NDArray[np.uint8]) -> bool:
-    """Piece by piece, eight bytes at a time where that is possible: cache rows of a long prompt are many megabytes."""
-    one, other = expected.reshape(-1), found.reshape(-1)
-    if one.size != other.size:
-        return False
-    if one.size % 8 == 0:
-        one, other = one.view(np.uint64), other.view(np.uint64)
-    return all(np.array_equal(one[i : i + PIECE], other[i : i + PIECE]) for i in range(0, len(one), PIECE))
 
 
 def _where(expected: NDArray[np.uint8], found: NDArray[np.uint8]) -> str:

@@ -390,6 +390,7 @@ class CaptureWorker:
             "pacing_seconds": round(self.pacing_seconds, 6),
             "build_failures": self.build_failures,
             "check_seconds": round(self.check_seconds, 6),
+            "checked_on": self._backend.digests_on,
             "aborted_checks": self.aborted_checks,
             "insisted_checks": self.insisted_checks,
         }

@@ -22,7 +22,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import DTypes, Launch, Operand, Phase
-from hjgc.runtime.backend import Callback, MemoryRef
+from hjgc.runtime.backend import Callback, MemoryRef, digest_of
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
 from hjgc.runtime.parameters import Parameters
@@ -53,6 +53,7 @@ class CpuBackend:
     name = "cpu"
     asynchronous = False
     thread_pools = True
+    digests_on = "host"
 
     def __init__(self, plan_file: PlanFile, weights_root: Path, *, threads: int | None = None) -> None:
         plan = plan_file.plan
@@ -113,6 +114,9 @@ class CpuBackend:
 
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:
         return {ref: _bytes(self._memory(ref, start, tokens)) for ref in refs}
+
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+        return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
 
     def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: int) -> None:
         for ref, data in saved.items():

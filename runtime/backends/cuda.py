@@ -21,9 +21,10 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
 from hjgc.plan_format.structs import Operand, Plan, State
-from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef
+from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef, digest_of
 from hjgc.runtime.backends.cuda_code import Code
-from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
+from hjgc.runtime.backends.cuda_digest import Digests, Place
+from hjgc.runtime.backends.cuda_driver import Bytes, Driver, DriverError, Handle
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 from hjgc.runtime.backends.cuda_rows import Rows
@@ -52,6 +53,7 @@ class CudaBackend:
 
     asynchronous = True
     thread_pools = False
+    digests_on = "device"
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class CudaBackend:
         self._undo.append(self._code.close)
         self._memory = DeviceMemory(self._driver, self._plan, self._stream)
         self._undo.append(self._memory.close)
+        self._open_digests()
         self._open_staging()
         self._use(self._bound(self._target))
         constants = np.frombuffer(file.section("constants"), np.uint8)
@@ -118,6 +121,15 @@ class CudaBackend:
             self._tokens = Tokens(self._driver, self._stream, self._memory.address("state", index))
             self._undo.append(self._tokens.close)
         self._undo.append(lambda: self._driver.wait(self._stream))
+
+    def _open_digests(self) -> None:
+        """Without them checks bring everything to the host, which is told and not refused."""
+        self._digests: Digests | None = None
+        try:
+            self._digests = Digests(self._driver, self._stream)
+            self._undo.append(self._digests.close)
+        except DriverError as error:
+            self.digests_on = f"host: {error}"
 
     def _make_stream(self) -> Handle:
         stream = self._driver.make_stream()
@@ -252,10 +264,17 @@ class CudaBackend:
         return {ref: self._read(self._memory.spans(ref, start, tokens)) for ref in refs}
 
     def _read(self, spans: Sequence[tuple[int, int]]) -> Bytes:
-        rows = rows_of(spans)
-        if rows is None:
-            return np.concatenate([self._memory.read(*span) for span in spans])
-        return self._driver.read_rows(*rows, self._stream)
+        address, pitch, width, rows = place_of(spans)
+        if rows == 1:
+            return self._memory.read(address, width)
+        return self._driver.read_rows(address, pitch, width, rows, self._stream)
+
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+        if self._digests is None:
+            return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
+        self._driver.make_current()
+        places = [place_of(self._memory.spans(ref, start, tokens)) for ref in refs]
+        return dict(zip(refs, self._digests.of(places), strict=True))
 
     def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: int) -> None:
         self._driver.make_current()
@@ -268,10 +287,7 @@ class CudaBackend:
     def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
         self._driver.make_current()
         for ref in refs:
-            spans = self._memory.spans(ref, start, tokens)
-            rows = rows_of(spans)
-            for one in [(address, size, size, 1) for address, size in spans] if rows is None else [rows]:
-                self._driver.fill_rows(*one, value, self._stream)
+            self._driver.fill_rows(*place_of(self._memory.spans(ref, start, tokens)), value, self._stream)
 
     def send_token(self) -> int:
         self._driver.make_current()
@@ -333,10 +349,8 @@ class CudaBackend:
             self._undo = []
 
 
-def rows_of(spans: Sequence[tuple[int, int]]) -> tuple[int, int, int, int] | None:
-    """(address, pitch, width, rows) of spans of equal size, equally far apart: one copy serves them. None for
-    others."""
-    (address, size), pitch = spans[0], spans[1][0] - spans[0][0] if len(spans) > 1 else 0
-    if pitch <= 0 or any(span != (address + i * pitch, size) for i, span in enumerate(spans)):
-        return None
+def place_of(spans: Sequence[tuple[int, int]]) -> Place:
+    """(address, pitch, width, rows) of spans of equal size, equally far apart, as all are that memory hands out."""
+    (address, size), pitch = spans[0], spans[1][0] - spans[0][0] if len(spans) > 1 else spans[0][1]
+    assert all(span == (address + i * pitch, size) for i, span in enumerate(spans))
     return address, pitch, size, len(spans)

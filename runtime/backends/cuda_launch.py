@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.sizes import Expression, SizeDeclaration, evaluate
@@ -82,6 +83,7 @@ class BoundCall:
 
     def __init__(self, kernels: Kernels, phase: Phase, launch: Launch, call: TemplateCall) -> None:
         self._variant = kernels.plan.variants[call.variant]
+        self.pdl = self._variant.pdl
         loaded = kernels.loaded[call.variant]
         if loaded is None:
             raise RunError(f"expected code for launch {launch.name!r} on {kernels.target}, found a variant not built")
@@ -98,6 +100,8 @@ class BoundCall:
         self._varying: list[tuple[int, str, Expression]] = []
         for i, argument in _by_slot(self._variant, call.arguments):
             self._fill(i, argument, kernels, phase, launch)
+        fixed = not self._varying and all(isinstance(axis, int) for axis in self._grid)
+        self._shape = self._fitted(0) if fixed else None
 
     @property
     def varies(self) -> bool:
@@ -131,6 +135,9 @@ class BoundCall:
 
     def fit(self, tokens: int) -> LaunchShape:
         """Set the parameters that depend on the rows; the shape for so many."""
+        return self._fitted(tokens) if self._shape is None else self._shape
+
+    def _fitted(self, tokens: int) -> LaunchShape:
         sizes = dict.fromkeys(self._sizes, tokens)
         for slot, kind, value in self._varying:
             self._put(slot, kind, evaluate(value, sizes))
@@ -146,6 +153,8 @@ class Chain:
         self._launches: list[tuple[Handle, Handle, int]] = []
         self._bound: list[BoundCall] = []
         """What the launches point into."""
+        self._configs: dict[tuple[Any, ...], Handle] = {}
+        """By shape and overlap: the layers of a model need the same few."""
         self._tokens = 0
 
     def run(self, tokens: int, stop: Callable[[], bool] | None) -> bool:
@@ -161,14 +170,25 @@ class Chain:
         return True
 
     def _fit(self, i: int, number: int, tokens: int) -> None:
+        """A few microseconds: the first prompt of a length waits for as many of these as it has launches."""
         if i == 0 or self._tokens != tokens:
-            self._launches, self._bound, self._tokens = [], [], tokens
-        kernels, launch = self._kernels, self._phase.launches[number]
-        bound = _bound(kernels, self._phase, launch, tokens)
-        overlap = i > 0 and _may_overlap(kernels, self._phase, self._numbers[i - 1], number, tokens)
-        config = kernels.driver.configure(bound.fit(tokens), overlap, self._stream)
+            self._launches, self._bound, self._configs, self._tokens = [], [], {}, tokens
+        bound = _bound(self._kernels, self._phase, self._phase.launches[number], tokens)
+        shape = bound.fit(tokens)
+        key = (shape.grid, shape.threads, shape.shared_bytes, self._may_overlap(i, bound))
+        config = self._configs.get(key)
+        if config is None:
+            config = self._kernels.driver.configure(shape, key[-1], self._stream)
+            self._configs[key] = config
         self._bound.append(bound)
         self._launches.append((config, bound.function, bound.parameters))
+
+    def _may_overlap(self, i: int, bound: BoundCall) -> bool:
+        """In a stream only the launch just before counts: every kernel that overlaps also waits until that one has
+        finished, and so, in turn, for all before it. The first waits for whatever the stream held."""
+        if i == 0 or not bound.pdl or not self._bound[-1].pdl:
+            return False
+        return (self._numbers[i - 1], self._numbers[i]) in self._kernels.pdl_edges(self._phase)
 
 
 class GraphBuilder:
@@ -205,13 +225,6 @@ def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: int) -> Bound
     if call is None:
         raise RunError(f"expected a kernel of launch {launch.name!r} for {tokens} rows on {kernels.target}, found none")
     return kernels.bound(phase, launch, call)
-
-
-def _may_overlap(kernels: Kernels, phase: Phase, earlier: int, later: int, tokens: int) -> bool:
-    """In a stream only the launch just before counts: every kernel that overlaps also waits until that one has
-    finished, and so, in turn, for all before it. The first waits for whatever the stream held."""
-    joined = (earlier, later) in kernels.pdl_edges(phase)
-    return joined and all(kernels.overlaps(phase.launches[n], tokens) for n in (earlier, later))
 
 
 def _by_slot(variant: Variant, arguments: Sequence[Argument]) -> list[tuple[int, Argument]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Plan
-from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef
+from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef, digest_of
 
 Bytes = NDArray[np.uint8]
 BYTES_PER_LAUNCH = 100
@@ -61,6 +61,7 @@ class FakeDevice:
         self.closed = False
         self.asynchronous = True
         self.thread_pools = False
+        self.digests_on = "host"
         self._states = [np.zeros(state.bytes, np.uint8) for state in plan.states]
         self._parameters = np.zeros(plan.parameters.bytes, np.uint8)
         self._arena = np.zeros(plan.arena_bytes, np.uint8)
@@ -153,6 +154,9 @@ class FakeDevice:
 
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, Bytes]:
         return {ref: self._view(ref, start, tokens).copy() for ref in refs}
+
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+        return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
 
     def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: int) -> None:
         for ref, contents in saved.items():

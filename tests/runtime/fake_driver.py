@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from hjgc.runtime.backends.cuda_digest import text
 from hjgc.runtime.backends.cuda_driver import DriverError, LaunchShape
+from tests.runtime.digests import digest
 from tests.runtime.norms import CODE, KINDS
 
+DIGESTS = text().encode() + b"\0"
 WIDTHS = (8, 8, 8, 8, 4, 4, 8, 8)
 
 
@@ -174,12 +177,15 @@ class FakeDriver:
         self._do(f"drop {stream}")
 
     def load_module(self, code: bytes) -> str:
+        if code == DIGESTS:
+            self._refuse("digests")
+            return "digests"
         self._do("load_module")
         assert code == CODE
         return self._handle("module")
 
     def unload_module(self, module: str) -> None:
-        self._do("unload_module")
+        self._do("unload_module" if module != "digests" else "unload digests")
 
     def function(self, module: str, entry: str, shared_bytes: int) -> str:
         return entry
@@ -192,8 +198,22 @@ class FakeDriver:
 
     def launch(self, config: tuple[LaunchShape, bool, str], function: str, parameters: int) -> None:
         shape, overlap, stream = config
+        if function.startswith("digest_"):
+            self._digest(shape, function, parameters)
+            return
         self._do(f"launch {function}{shape.grid} x {shape.threads} {'early' if overlap else 'full'} on {stream}")
         self.parameters = values_at(parameters)
+
+    def _digest(self, shape: LaunchShape, function: str, parameters: int) -> None:
+        """What the kernel computes: it adds to the sum that is there."""
+        self._do(function)
+        self._catch_up()
+        addresses = (ctypes.c_uint64 * 4).from_address(parameters)
+        address, pitch, count, out = (ctypes.c_uint64.from_address(place).value for place in addresses)
+        item = 4 if function == "digest_words" else 1
+        rows = [self._at(address + i * pitch, count * item) for i in range(shape.grid[1])]
+        target = self._at(out, 8).view(np.uint64)
+        target += np.uint64(digest(np.concatenate(rows), item))
 
     def make_graph(self) -> list[str]:
         return []

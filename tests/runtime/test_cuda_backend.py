@@ -27,10 +27,11 @@ from hjgc.plan_format.structs import (
     StaticSegment,
 )
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
-from hjgc.runtime.backends.cuda import CudaBackend, rows_of
+from hjgc.runtime.backends.cuda import CudaBackend, place_of
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES
 from hjgc.runtime.backends.element_types import from_float32, to_float32
+from tests.runtime.digests import digest
 from tests.runtime.fake_driver import WIDTHS, FakeDriver
 from tests.runtime.norms import CODE, COLUMNS, ROWS, norms_plan, write_plan
 
@@ -185,6 +186,8 @@ def test_closing_gives_back_everything_that_was_taken_once(backend: CudaBackend,
         "wait stream1",  # before the page-locked memory goes that copies may still read
         *["drop_event"] * 4,
         "free_host",
+        "unload digests",
+        "free",
         "free",
         "free",
         "unload_module",
@@ -202,7 +205,7 @@ def test_closing_after_an_error_of_the_device_gives_back_what_it_can_and_tells_t
     driver.refuses = {"wait stream1", "free_host", "unload_module"}
     with pytest.raises(BackendRefused, match="CUDA_ERROR_OUT_OF_MEMORY"):
         backend.close()
-    assert driver.log == [*["drop_event"] * 4, "free", "free", "wait stream2", "drop stream2", "close"]
+    assert driver.log == [*["drop_event"] * 4, "unload digests", *["free"] * 3, "wait stream2", "drop stream2", "close"]
     backend.close()
     assert driver.log.count("close") == 1
 
@@ -395,16 +398,37 @@ def test_a_buffer_is_filled_as_far_as_its_rows_go(backend: CudaBackend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spans", "rows"),
-    [
-        ([(100, 8), (120, 8), (140, 8)], (100, 20, 8, 3)),
-        ([(100, 8)], None),
-        ([(100, 8), (120, 8), (141, 8)], None),
-        ([(100, 8), (120, 9)], None),
-    ],
+    ("spans", "place"),
+    [([(100, 8), (120, 8), (140, 8)], (100, 20, 8, 3)), ([(100, 8)], (100, 8, 8, 1))],
 )
-def test_spans_equally_far_apart_are_rows(spans: list[tuple[int, int]], rows: tuple[int, ...] | None) -> None:
-    assert rows_of(spans) == rows
+def test_spans_equally_far_apart_are_one_place(spans: list[tuple[int, int]], place: tuple[int, ...]) -> None:
+    assert place_of(spans) == place
+
+
+def test_digests_are_made_on_the_device_of_what_a_snapshot_would_hold(backend: CudaBackend, driver: FakeDriver) -> None:
+    cache, parameters = MemoryRef("state", 0), MemoryRef("parameters", 0)
+    backend.fill([cache], 3, 2, 0xA5)
+    driver.log.clear()
+    found = backend.digest([cache, parameters], 3, 2)
+    assert driver.log == ["digest_words", "digest_words"] and backend.digests_on == "device"
+    pieces = backend.snapshot([cache, parameters], 3, 2)
+    assert found == {ref: digest(data, 4) for ref, data in pieces.items()}
+    backend.fill([cache], 4, 1, 0xA6)
+    assert backend.digest([cache], 3, 2)[cache] != found[cache]
+    assert backend.digest([cache], 3, 1) == {cache: digest(backend.snapshot([cache], 3, 1)[cache], 4)}
+
+
+def test_a_device_that_refuses_the_kernels_of_digests_has_them_made_on_the_host(
+    tmp_path: Path, driver: FakeDriver
+) -> None:
+    driver.refuses.add("digests")
+    backend = open_backend(served_plan(tmp_path), driver)
+    cache = MemoryRef("state", 0)
+    assert backend.digests_on == "host: digests: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
+    before = backend.digest([cache], 3, 2)
+    backend.fill([cache], 4, 1, 0xA5)
+    assert backend.digest([cache], 3, 2) != before == backend.digest([cache], 0, 2)
+    backend.close()
 
 
 def test_memory_is_told_by_what_holds_it(tmp_path: Path, driver: FakeDriver) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 import msgspec
 import pytest
@@ -409,27 +411,40 @@ def test_the_check_has_a_thread_of_its_own_only_where_the_device_needs_one() -> 
             assert threads == {"hjgc-capture-check_0" if thread_pools else "hjgc-capture"}
 
 
-def test_a_check_copies_no_cache_but_the_new_rows_and_asks_between_copies() -> None:
+def test_a_check_copies_no_cache_and_digests_only_the_new_rows() -> None:
     with serving() as (session, device):
-        largest: dict[str, int] = {}
-        snapshot, restore = device.snapshot, device.restore
-        together: set[int] = set()
+        snapshot, restore, digest = device.snapshot, device.restore, device.digest
+        digested: list[tuple[int, int]] = []
 
-        def note(refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, object]:
-            found = snapshot(refs, start, tokens)
-            caches = [ref for ref in refs if ref.space == "state" and device.plan.states[ref.index].kind in CACHES]
-            together.add(len(caches))
-            for ref in caches:
-                largest["read"] = max(largest.get("read", 0), found[ref].size // tokens)
-            return found  # type: ignore[return-value]
+        def is_cache(ref: MemoryRef) -> bool:
+            return ref.space == "state" and device.plan.states[ref.index].kind in CACHES
+
+        def note(refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+            digested.extend((start, tokens) for ref in refs if is_cache(ref))
+            return digest(refs, start, tokens)
+
+        def read(refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, object]:
+            assert sys._getframe(1).f_code.co_name == "digest" or not any(map(is_cache, refs))
+            return snapshot(refs, start, tokens)  # type: ignore[return-value]
 
         def put(saved: Mapping[MemoryRef, object], start: int, tokens: int) -> None:
-            assert not any(ref.space == "state" and device.plan.states[ref.index].kind in CACHES for ref in saved)
+            assert not any(map(is_cache, saved))
             restore(saved, start, tokens)  # type: ignore[arg-type]
 
-        device.snapshot, device.restore = note, put  # type: ignore[method-assign,assignment]
+        device.digest, device.snapshot, device.restore = note, read, put  # type: ignore[method-assign,assignment]
         answer(session, 8, tokens=4)
         captured(session)
-        cache = next(state for state in device.plan.states if state.kind in CACHES)
-        assert largest == {"read": cache.bytes // cache.shape[1]}
-        assert together == {0, 1}
+        assert (0, 8) in digested and all(tokens <= 8 for _, tokens in digested)
+        assert session.report()["worker"]["checked_on"] == "host"
+
+
+def test_what_differs_in_one_run_and_not_in_the_next_is_no_good_either() -> None:
+    with serving() as (session, device):
+        digest, asked = device.digest, count()
+        device.digest = lambda *arguments: {ref: next(asked) for ref in digest(*arguments)}  # type: ignore[method-assign]
+        answer(session)
+        captured(session)
+        (why,) = {
+            e["why"] for e in session.report()["segments"] if e["kind"] == "static" and e["state"] == "QUARANTINED"
+        }
+        assert "other bytes in one run, the same in the next" in why

@@ -15,7 +15,7 @@ from hjgc.tools.peers.client import PeerProcess
 
 FIRST_TOKENS = 2
 WATCHED_TOKENS = 8
-REST = 0.02
+REST = 0.05
 """Seconds between two requests while graphs are built: a check needs a gap."""
 
 Tell = Callable[[str], None]
