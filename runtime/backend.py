@@ -44,7 +44,7 @@ class MemoryRef:
 
 def digest_of(data: NDArray[np.uint8]) -> int:
     """`Backend.digest` on the host."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(data).data, digest_size=8).digest(), "little")
 
 
 class Graph(Protocol):

@@ -7,6 +7,7 @@ and calls the first rows of its share into the L2 cache: else they would queue b
 
 # Triton's language, as its types see it: a loop is no iterator, a constant of the language no Python number.
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false
 
 from __future__ import annotations
 

@@ -126,13 +126,13 @@ def command(
             from hjgc.tools.benchmarking import bench
 
             measured = bench(specs | systems.peer_specs(loaded, paths, settings), settings, tell)
-    shown = {"plan": _plan(plan, loaded), "machine": machine(gpu=on_gpu), **measured}
+    shown: dict[str, Any] = {"plan": _plan(plan, loaded), "machine": machine(gpu=on_gpu), **measured}
     _write(shown, output, plot)
     if as_json:
         console.result_json(shown)
     else:
         console.result(_text(shown, on_gpu))
-    return shown.get("interrupted") or 0
+    return int(shown.get("interrupted") or 0)
 
 
 def _check_outputs(plan: Path, output: Path | None, plot: Path | None) -> None:
