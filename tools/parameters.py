@@ -40,9 +40,9 @@ def token_ids(words: str) -> tuple[int, ...]:
     return tuple(int(word) for word in ids)
 
 
-def example(text: str) -> str:
-    """The epilog of a command's help: one line as one would type it."""
-    return f"\b\nExample:\n  {text}"
+def example(*lines: str) -> str:
+    """The epilog of a command's help: lines as one would type them."""
+    return "\b\nExample:" + "".join(f"\n  {line}" for line in lines)
 
 
 def prompt_text(given: str) -> str:

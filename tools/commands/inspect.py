@@ -10,7 +10,7 @@ import click
 
 from hjgc.tools import console
 from hjgc.tools.console import size, table
-from hjgc.tools.parameters import FILE, as_json, example
+from hjgc.tools.parameters import FILE, as_json, check_output, example
 
 LEDGER = {
     "weights": "packed weights on the device",
@@ -25,7 +25,7 @@ LEDGER = {
 
 @click.command(
     short_help="Show what a plan holds: segments, launches, reasons, ledger.",
-    epilog=example("hjgc inspect plan.hjg --phase decode --launches"),
+    epilog=example("hjgc inspect plan.hjg --phase decode --launches", "hjgc inspect plan.hjg --onnx-view plan.onnx"),
 )
 @click.argument("plan", type=FILE)
 @click.option("--phase", help="Only this phase, say prefill or decode.")
@@ -34,11 +34,29 @@ LEDGER = {
 @click.option(
     "--start", type=click.IntRange(0), default=0, show_default=True, help="Count after this many cached tokens."
 )
+@click.option(
+    "--onnx-view",
+    type=FILE,
+    metavar="OUT.onnx",
+    help="Write the plan as an ONNX model to look at, in Netron say: segments are functions.",
+)
 @as_json
-def command(plan: Path, phase: str | None, launches: bool, tokens: int | None, start: int, as_json: bool) -> None:
+def command(
+    plan: Path,
+    phase: str | None,
+    launches: bool,
+    tokens: int | None,
+    start: int,
+    onnx_view: Path | None,
+    as_json: bool,
+) -> None:
     """Show what PLAN holds: model, ledger, and for each phase the segments with their verdicts and reasons.
 
-    Needs neither a GPU nor the weights, and runs nothing. --tokens and --start belong to --launches."""
+    Needs neither a GPU nor the weights, and runs nothing. --tokens and --start belong to --launches. With --onnx-view
+    a file is written instead."""
+    if onnx_view is not None:
+        _write_view(plan, onnx_view, as_json=as_json)
+        return
     from hjgc import plan_format
     from hjgc.tools.overview import chosen_phases, describe, describe_launches
 
@@ -53,6 +71,24 @@ def command(plan: Path, phase: str | None, launches: bool, tokens: int | None, s
         console.result_json(shown)
     else:
         console.result("\n".join(text(shown)))
+
+
+def _write_view(plan: Path, output: Path, *, as_json: bool) -> None:
+    from hjgc import plan_format
+    from hjgc.plan_format.files import write_atomically
+    from hjgc.tools.onnx_view import onnx_view
+
+    check_output(output, source=plan, suffix=".onnx")
+    with plan_format.load(plan) as file:
+        model = onnx_view(file)
+    data = model.SerializeToString(deterministic=True)
+    write_atomically(output, data)
+    nodes = sum(len(function.node) for function in model.functions)
+    shown = {"onnx_view": str(output), "bytes": len(data), "segments": len(model.functions), "launches": nodes}
+    if as_json:
+        console.result_json(shown)
+    else:
+        console.result(f"{output}: {shown['segments']} segments with {nodes} launches, {size(len(data))}; to look at")
 
 
 def text(shown: dict[str, Any]) -> Iterator[str]:
