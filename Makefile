@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 TORCH := import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cpu"][0])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gpu-test
+.PHONY: help demo test test-viewer check gpu-test
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -21,7 +21,10 @@ demo: $(INSTALLED) ## trace the demo model, compile it, run the plan; leaves dem
 	$(BIN)/hjgc run demo/plan.hjg --prompt "If the file" --temperature 0.7 --repetition-penalty 1.1 --seed 0 --stats
 
 test: $(INSTALLED) ## run every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not browser"
+
+test-viewer: $(INSTALLED) ## the tests of the page of `hjgc view`, in Chromium ($$HJGC_BROWSER; with its driver)
+	$(BIN)/python -m pytest -m browser tests/viewer
 
 check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff format --check .

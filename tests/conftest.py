@@ -1,4 +1,4 @@
-"""Which tests need a GPU? Those under tests/gpu, marked here by their folder so that none can be forgotten."""
+"""Which tests need a GPU, or a browser? Those of a folder each, marked here so that none can be forgotten."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-GPU_TESTS = Path(__file__).parent / "gpu"
+FOLDERS = {"gpu": pytest.mark.gpu, "viewer": pytest.mark.browser}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(GPU_TESTS):
-            item.add_marker(pytest.mark.gpu)
+        for folder, mark in FOLDERS.items():
+            if item.path.is_relative_to(Path(__file__).parent / folder):
+                item.add_marker(mark)

@@ -1,0 +1,70 @@
+"""What do a session's report and a bench's result add to the page of a plan?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hjgc.plan_format.errors import InputError
+from hjgc.plan_format.structs import Plan
+from hjgc.tools.prediction import prediction, prompt_seconds, row_range, token_seconds
+
+SHOWN = ("phase", "schedule", "segment", "key", "state", "hits", "plain_runs", "why")
+
+
+def read_json(path: Path, option: str, wanted: str) -> dict[str, Any]:
+    """Raises InputError for what is no JSON object with the key `wanted`."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(path, f"expected a file to read, found none: {error.strerror}", field=option) from None
+    except ValueError as error:
+        raise InputError(path, f"expected JSON, found {error}", field=option) from None
+    if not isinstance(found, dict) or wanted not in found:
+        problem = f"expected a JSON object with the key {wanted!r}, found none"
+        raise InputError(path, problem, field=option)
+    return found
+
+
+def measured(plan: Plan, path: Path) -> list[dict[str, Any]]:
+    """Each median of a system of ours beside its prediction, in milliseconds: prompts, then tokens. Raises InputError
+    for what is no result of a bench."""
+    bench = read_json(path, "--bench", "rows")
+    try:
+        return [*_prompts(plan, bench["rows"]), *_tokens(plan, bench.get("decode", ()))]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(path, "expected the result of `hjgc bench`, found another", field="--bench") from None
+
+
+def report(path: Path) -> dict[str, Any]:
+    """Of a session's report what is shown. Raises InputError for what is none."""
+    segments = read_json(path, "--report", "segments")["segments"]
+    try:
+        static = [entry for entry in segments if entry["kind"] == "static"]
+        return {"segments": [{name: entry[name] for name in SHOWN} for entry in static]}
+    except (KeyError, TypeError):
+        raise InputError(path, "expected what `session.report()` gives, found another", field="--report") from None
+
+
+def _prompts(plan: Plan, rows: Any) -> Iterator[dict[str, Any]]:
+    chip = prediction(plan).chip
+    _, most = row_range(plan.phase("prefill"))
+    for row in rows:
+        if row["system"].startswith("hjgc") and row["ttft_ms"]:
+            known = chip is not None and row["length"] <= most
+            seconds = prompt_seconds(plan, chip, row["length"]) if known else None  # type: ignore[arg-type]
+            yield _entry(f"{row['system']}: first token of {row['length']}", row["ttft_ms"], seconds)
+
+
+def _tokens(plan: Plan, rows: Any) -> Iterator[dict[str, Any]]:
+    chip = prediction(plan).chip
+    for row in rows:
+        if row["system"].startswith("hjgc") and row["token_ms"]:
+            seconds = None if chip is None else token_seconds(plan, chip, row["context"])
+            yield _entry(f"{row['system']}: token at context {row['context']}", row["token_ms"], seconds)
+
+
+def _entry(what: str, points: Mapping[str, float], seconds: float | None) -> dict[str, Any]:
+    return {"what": what, "measured": points["p50"], "predicted": None if seconds is None else seconds * 1e3}
