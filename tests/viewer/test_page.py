@@ -24,8 +24,8 @@ from tests.viewer.browser import DOWN, ENTER, ESCAPE, RIGHT, Browser
 VIEWS = ("overview", "graph", "why", "memory", "templates")
 
 
-def written(data: dict[str, Any], folder: Path, name: str = "page.html") -> Path:
-    path = folder / name
+def written(data: dict[str, Any], folder: Path) -> Path:
+    path = folder / "page.html"
     path.write_text(page({"plans": [data], "diff": None, "report": None, "measured": []}, "a plan"))
     return path
 
@@ -43,8 +43,9 @@ def shown(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def layered(tmp_path: Path) -> Path:
-    plan = small_plan(layers=4)
-    return viewed(write(plan, write_small_plan(tmp_path)), tmp_path)
+    folder = tmp_path / "layered"
+    folder.mkdir()
+    return viewed(write(small_plan(layers=4), write_small_plan(folder)), folder)
 
 
 def test_every_view_opens_and_says_what_it_is_about(window: Browser, shown: Path) -> None:

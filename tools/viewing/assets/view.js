@@ -538,6 +538,8 @@ function coverage(of) {
   return made;
 }
 
+const onDevice = (cost) => (cost.bytes || cost.predicted_us ? `${bytes(cost.bytes)} and ${micros(cost.predicted_us)}` : "nothing");
+
 function showWhy(main) {
   const of = plan();
   for (const name of of.missing) main.append(el("p", { class: "note" }, `Not known, the plan has no debug section: ${name}`));
@@ -547,7 +549,7 @@ function showWhy(main) {
     main.append(
       section(
         `${entry.phase}, schedule ${entry.schedule}, segment ${entry.segment}`,
-        el("p", {}, `for each token: ${bytes(cost.per_token.bytes)} and ${micros(cost.per_token.predicted_us)} on the device, ${bytes(cost.per_token.to_host)} to the host, ${bytes(cost.per_token.to_device)} back`),
+        el("p", {}, `for each token: ${onDevice(cost.per_token)} on the device, ${bytes(cost.per_token.to_host)} to the host, ${bytes(cost.per_token.to_device)} back`),
         entry.causes.map(causeOf),
         el("button", { type: "button", onclick: () => go({ view: "graph", phase: entry.phase, schedule: entry.schedule, segment: entry.segment, launch: null }) }, "Show in the graph"),
       ),
