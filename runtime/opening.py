@@ -18,6 +18,7 @@ from hjgc.runtime.functions import Functions
 from hjgc.runtime.opening_cuda import GPU, CodeRules, Unusable, open_cuda
 from hjgc.runtime.session import GRAPH_BYTES, NO_FUNCTIONS, Session
 from hjgc.runtime.supply import CodeSource
+from hjgc.runtime.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class OpenedSession(Session):
         else:
             plan, source = file.plan, None
         super().__init__(plan, backend, graph_bytes=graph_bytes, capture=capture, source=source, functions=functions)
+
+    def trace(self) -> Trace:
+        return Trace(self._watched(), self._file.debug())
 
     def close(self) -> None:
         try:

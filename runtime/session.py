@@ -18,6 +18,7 @@ from hjgc.runtime.report import flat_numbers, make_report
 from hjgc.runtime.request import Request
 from hjgc.runtime.route import Router
 from hjgc.runtime.supply import CodeSource, Supply
+from hjgc.runtime.trace import Trace, Watched
 from hjgc.runtime.turns import Turns
 from hjgc.runtime.worker import CaptureWorker
 
@@ -63,6 +64,8 @@ class Session:
         self._functions = Functions(plan, functions)
         self._router = Router(plan, backend, self._worker, self._functions)
         self._supply = None if source is None else Supply(source, self._turns, self._router, self._worker)
+        self.watcher: Trace | None = None
+        """The trace that watches, if one does."""
         self._closing = threading.Lock()
         self._closed = False
         if capture:
@@ -115,6 +118,14 @@ class Session:
         report = make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns, memory)
         return {**report, "code": None if self._supply is None else self._supply.report()}
 
+    def trace(self) -> Trace:
+        """A trace of what the session does from its `start` on, or within its `with` block, to be saved as a timeline:
+        requests, segments launched or replayed, waits, builds, checks, evictions. Costs nothing when none runs."""
+        return Trace(self._watched())
+
+    def _watched(self) -> Watched:
+        return Watched(self, self._backend, self._turns, self._router, self._worker)
+
     def metrics(self) -> dict[str, int | float]:
         """The numbers of the report, flat, by dotted name."""
         return flat_numbers(self.report())
@@ -125,6 +136,8 @@ class Session:
             if self._closed:
                 return
             self._closed = True
+            if self.watcher is not None:
+                self.watcher.stop()
             self._turns.close()
             self._router.close()
             if self._supply is not None:

@@ -241,6 +241,23 @@ class CudaBackend:
         self._graph_bytes += built.bytes
         return built
 
+    def mark(self) -> Handle:
+        """A point in the stream of the requests, for `milliseconds`, until it is dropped."""
+        self._driver.make_current()
+        timer = self._driver.make_timer()
+        self._driver.record(timer, self._stream)
+        return timer
+
+    def drop_marks(self, marks: Sequence[Handle]) -> None:
+        for mark in marks:
+            self._driver.drop_event(mark)
+
+    def milliseconds(self, first: Handle, second: Handle) -> float:
+        """From one mark to another, once the device has passed both."""
+        self._driver.make_current()
+        self._driver.wait_event(second)
+        return self._driver.milliseconds(first, second)
+
     def timing(self) -> Timing:
         """Times graphs on this backend's memory while nobody is served."""
         return Timing(self._driver, self._memory, self._code.loaded, self._target, self._stream)

@@ -33,7 +33,7 @@ class FakeDriver:
         self.most_locked = 0
         self._memory: dict[int, np.ndarray] = {}
         self._locked: dict[int, np.ndarray] = {}
-        self._handles = 0
+        self._handles = self._timers = 0
         self._late: list[tuple[int, Callable[[], None]]] = []
         self._issued = 0
         self._lock = threading.RLock()
@@ -154,6 +154,15 @@ class FakeDriver:
     def make_event(self) -> dict[str, int]:
         self._do("make_event")
         return {}
+
+    def make_timer(self) -> dict[str, int]:
+        """Time passes by a millisecond with each one that is recorded."""
+        self._timers += 1
+        return {"made": self._timers}
+
+    def milliseconds(self, begin: dict[str, int], end: dict[str, int]) -> float:
+        self._refuse("milliseconds")
+        return float(end["made"] - begin["made"])
 
     def record(self, event: dict[str, int], stream: str) -> None:
         event["at"] = self._issued

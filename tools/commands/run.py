@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hjgc.tools import console
-from hjgc.tools.parameters import FILE, as_json, example, prompt_text, token_ids
+from hjgc.tools.parameters import FILE, as_json, check_output, example, prompt_text, token_ids
 
 if TYPE_CHECKING:
     from hjgc import LLM, Completion, Piece
@@ -40,6 +41,7 @@ EARLY = {"context": "prompt and answer fill the plan's context", "deadline": "th
 @click.option("--device", help="Where to serve: cpu or cuda.  [default: what the plan is for]")
 @click.option("--strict", is_flag=True, help="GPU: refuse what the plan has no code for, rather than build it.")
 @click.option("--rebuild", is_flag=True, help="GPU: run no code of the plan; build all from installed templates.")
+@click.option("--trace", type=FILE, metavar="OUT.json", help="Write a timeline of the request, for Perfetto.")
 @click.option("--stats", is_flag=True, help="Afterwards, times and graph states on standard error.")
 @as_json
 def command(
@@ -53,6 +55,7 @@ def command(
     device: str | None,
     strict: bool,
     rebuild: bool,
+    trace: Path | None,
     stats: bool,
     as_json: bool,
     **sampling: float | None,
@@ -65,12 +68,14 @@ def command(
     asked = list(ids) if ids is not None else prompt_text(prompt or "")
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
 
+    if trace is not None:
+        check_output(trace, source=plan, suffix=".json")
     with console.stages() as tell:
         tell("load")
         llm = _open(plan, weights, device, strict, rebuild, tell)
     with llm:
         params = dataclasses.replace(llm.defaults, max_tokens=max_tokens, stop=stop, **given)
-        with llm.generate(asked, params, stream=True, deadline=deadline) as answer:
+        with _traced(llm, trace), llm.generate(asked, params, stream=True, deadline=deadline) as answer:
             for piece in answer:
                 if not as_json:
                     click.echo(_shown(piece, llm), nl=False)
@@ -83,6 +88,19 @@ def command(
         console.note(f"the answer ended early: {EARLY[completion.finish_reason]}")
     if stats:
         console.note("\n".join(stats_lines(completion, report)))
+
+
+@contextmanager
+def _traced(llm: LLM, output: Path | None) -> Generator[None]:
+    """Whatever ends the answer, what was seen of it is written."""
+    if output is None:
+        yield
+        return
+    with llm.session.trace() as trace:
+        try:
+            yield
+        finally:
+            trace.save(output)
 
 
 def _open(

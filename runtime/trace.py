@@ -1,0 +1,281 @@
+"""What did a session do when, as a timeline that Perfetto and chrome://tracing show?
+
+A trace watches a session from outside: while it runs, it stands in front of a few methods of that session's own
+objects, and is gone again when it ends. So a session that nobody watches pays nothing. Times of the host are those of
+`time.perf_counter`; where the backend can mark its stream (CUDA), the device's own times stand beside them.
+
+The format is the Trace Event Format's JSON object: complete events (`X`), instants (`i`) and names (`M`), times in
+microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.files import write_atomically
+from hjgc.plan_format.structs import DebugMap
+from hjgc.runtime.backend import BackendRefused, Graph
+from hjgc.runtime.runner import SegmentRunner, State
+
+if TYPE_CHECKING:
+    from hjgc.runtime.backend import Backend
+    from hjgc.runtime.request import Request
+    from hjgc.runtime.route import Router
+    from hjgc.runtime.session import Session
+    from hjgc.runtime.turns import Turns
+    from hjgc.runtime.worker import CaptureWorker
+
+HOST, DEVICE = 1, 2
+MOST_EVENTS = 1_000_000
+"""A trace that somebody forgot to end stays within a few hundred megabytes; what comes later is counted only."""
+JUDGED = (State.PROMOTED, State.QUARANTINED)
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A session and the parts of it that a trace watches."""
+
+    session: Session
+    backend: Backend
+    turns: Turns
+    router: Router
+    worker: CaptureWorker
+
+
+class Trace:
+    """Begins with the `with` block, or `start`, and ends with it, or `stop`. From any thread; one trace of a session at
+    a time. `save` writes what was seen, also while it goes on. Raises RunError."""
+
+    def __init__(self, watched: Watched, debug: DebugMap | None = None) -> None:
+        self._watched, self._session, self._plan = watched, watched.session, watched.session.plan
+        self._backend: Any = watched.backend
+        self._nodes = {} if debug is None else {entry.phase: entry.launches for entry in debug.phases}
+        self._events: list[dict[str, Any]] = []
+        self._marks: list[tuple[str, Any, Any, Arguments]] = []
+        self._on_the_device: list[dict[str, Any]] = []
+        self._threads: dict[int, tuple[int, str]] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._base: Any = None
+        self.dropped = 0
+
+    def start(self) -> Trace:
+        session = self._session
+        with self._lock:
+            if session.watcher is not None:
+                raise RunError("expected a session that no trace watches, found one; stop that trace first")
+            session.watcher = self
+        backend, worker = self._backend, self._watched.worker
+        self._began = time.perf_counter()
+        if hasattr(backend, "mark"):
+            self._base = backend.mark()
+        self._watch(session, "request", self._requests)
+        self._watch(self._watched.turns, "take", self._timed("queue", lambda *_: ("wait for the device", {})))
+        self._watch(backend, "run", self._on_device(self._plain))
+        self._watch(backend, "replay", self._on_device(self._replay))
+        self._watch(backend, "call_host", self._timed("host", self._function))
+        self._watch(backend, "read_token", self._timed("wait", lambda *_: ("wait for the token", {})))
+        self._watch(backend, "build", self._timed("capture", self._build))
+        self._watch(worker, "_check", self._judge)
+        self._watch(worker, "_release", self._timed("capture", self._gone))
+        return self
+
+    def stop(self) -> None:
+        """May be called twice."""
+        with self._lock:
+            if self._session.watcher is not self:
+                return
+            self._session.watcher = None
+            undo, self._undo = self._undo, []
+        for give_back in undo:
+            give_back()
+        self._ask_device()
+        if self._base is not None:
+            self._backend.drop_marks([self._base])
+            self._base = None
+
+    def __enter__(self) -> Trace:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def as_data(self) -> dict[str, Any]:
+        """The trace as its JSON holds it, events by time."""
+        self._ask_device()
+        events = sorted([*self._events, *self._on_the_device], key=lambda event: event["ts"])
+        other = {"model": self._plan.model.name, "target": self._backend.name, "dropped": self.dropped}
+        return {"traceEvents": [*self._names(), *events], "displayTimeUnit": "ms", "otherData": other}
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON, whole or not at all."""
+        write_atomically(Path(path), json.dumps(self.as_data()).encode())
+
+    # Standing in front of methods.
+
+    def _watch(self, owner: Any, name: str, made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """On this object alone; its class is left as it is."""
+        setattr(owner, name, made(getattr(owner, name)))
+        self._undo.append(lambda: delattr(owner, name))
+
+    def _timed(
+        self, category: str, words: Callable[..., tuple[str, Arguments]]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """A complete event for each call; `words` makes its name and arguments of those of the call."""
+
+        def made(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                began = time.perf_counter()
+                try:
+                    return method(*given, **named)
+                finally:
+                    name, arguments = words(*given, **named)
+                    self._complete(category, name, began, arguments)
+
+            return call
+
+        return made
+
+    def _on_device(
+        self, words: Callable[..., tuple[str, Arguments]]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """The same for what the device does: the time to ask for it, and the time it took."""
+        backend = self._backend
+
+        def made(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                name, arguments = words(*given, **named)
+                before = backend.mark() if self._base is not None else None
+                began = time.perf_counter()
+                try:
+                    return method(*given, **named)
+                finally:
+                    self._complete("segment", name, began, arguments)
+                    if before is not None and self._room():
+                        self._marks.append((name, before, backend.mark(), arguments))
+
+            return call
+
+        return made
+
+    def _requests(self, method: Callable[..., Request]) -> Callable[..., Request]:
+        def call(*given: Any, **named: Any) -> Request:
+            request = method(*given, **named)
+            prefill = self._timed("request", lambda ids, sampling: ("first token", {"prompt tokens": len(ids)}))
+            decode = self._timed("request", lambda **last: ("token", {"cached tokens": request.position}))
+            request.prefill = prefill(request.prefill)  # type: ignore[method-assign]
+            request.decode = decode(request.decode)  # type: ignore[method-assign]
+            return request
+
+        return call
+
+    def _judge(self, method: Callable[[SegmentRunner], None]) -> Callable[[SegmentRunner], None]:
+        timed = self._timed("capture", lambda runner: (f"check {runner.name}", {"state": str(runner.state)}))(method)
+
+        def call(runner: SegmentRunner) -> None:
+            timed(runner)
+            if runner.state in JUDGED:
+                self._instant(f"{runner.state.lower()} {runner.name}", {"why": runner.why})
+
+        return call
+
+    # Words for what is done.
+
+    def _plain(self, phase: str, launches: Sequence[int], tokens: int, stop: object = None) -> tuple[str, Arguments]:
+        return f"{phase}, launch by launch", self._about(phase, launches, tokens)
+
+    def _replay(self, graph: Graph, tokens: int) -> tuple[str, Arguments]:
+        runner = next((runner for runner in self._watched.router.runners if runner.graph is graph), None)
+        if runner is None:  # a graph of the gate's own
+            return "replay", {"rows": tokens}
+        about = self._about(runner.phase, runner.launches, tokens)
+        return f"{runner.phase}, replay", {**about, "segment": runner.segment, "graph for rows": runner.bucket}
+
+    def _function(self, phase: str, launch: int, tokens: int, function: object) -> tuple[str, Arguments]:
+        return "the caller's function", self._about(phase, [launch], tokens)
+
+    def _build(self, phase: str, launches: Sequence[int], bucket: int) -> tuple[str, Arguments]:
+        return f"build {phase} for {bucket} rows", {"launches": len(launches)}
+
+    def _gone(self, runner: SegmentRunner, graph: object) -> tuple[str, Arguments]:
+        return f"{'evict' if runner.state is State.EVICTED else 'release'} {runner.name}", {"bytes": runner.bytes}
+
+    def _about(self, phase: str, launches: Sequence[int], tokens: int) -> dict[str, Any]:
+        """The ends of what ran, by the plan's names and by the ONNX model's."""
+        first, last = launches[0], launches[-1]
+        named = self._plan.phase(phase).launches
+        about = {"rows": tokens, "launches": len(launches), "from": named[first].name, "to": named[last].name}
+        nodes = self._nodes.get(phase)
+        if nodes is not None:
+            ends = [nodes[first].nodes[:1], nodes[last].nodes[-1:]]
+            about["ONNX nodes"] = " … ".join(node for end in ends for node in end)
+        return about
+
+    # Events.
+
+    def _room(self) -> bool:
+        if len(self._events) + len(self._marks) + len(self._on_the_device) < MOST_EVENTS:
+            return True
+        self.dropped += 1
+        return False
+
+    def _complete(self, category: str, name: str, began: float, arguments: Arguments) -> None:
+        now = time.perf_counter()
+        if self._room():
+            event = self._event("X", category, name, began, arguments)
+            self._events.append(event | {"dur": round((now - began) * 1e6, 3)})
+
+    def _instant(self, name: str, arguments: Arguments) -> None:
+        if self._room():
+            self._events.append(self._event("i", "capture", name, time.perf_counter(), arguments) | {"s": "t"})
+
+    def _event(self, kind: str, category: str, name: str, at: float, arguments: Arguments) -> dict[str, Any]:
+        place = {"pid": HOST, "tid": self._thread(), "ts": round((at - self._began) * 1e6, 3)}
+        return {"name": name, "cat": category, "ph": kind, **place, "args": dict(arguments)}
+
+    def _thread(self) -> int:
+        """Small numbers, in the order in which threads were met: the system may use one of its own again."""
+        known = self._threads.get(threading.get_ident())
+        if known is None:
+            known = len(self._threads) + 1, threading.current_thread().name
+            self._threads[threading.get_ident()] = known
+        return known[0]
+
+    def _ask_device(self) -> None:
+        """For the times between the marks so far, which are given back. A device that fails keeps its times."""
+        with self._lock:
+            marks, self._marks = self._marks, []
+        for name, before, after, arguments in marks:
+            try:
+                began = self._backend.milliseconds(self._base, before)
+                ended = self._backend.milliseconds(self._base, after)
+                self._backend.drop_marks([before, after])
+            except BackendRefused:
+                self.dropped += 1
+                continue
+            place = {"pid": DEVICE, "tid": 1, "ts": round(began * 1e3, 3), "dur": round((ended - began) * 1e3, 3)}
+            event = {"name": name, "cat": "device", "ph": "X", **place, "args": dict(arguments)}
+            self._on_the_device.append(event)
+
+    def _names(self) -> list[dict[str, Any]]:
+        named = [("process_name", HOST, 0, f"host: {self._plan.model.name}")]
+        named += [("thread_name", HOST, number, name) for number, name in self._threads.values()]
+        if self._on_the_device:
+            named += [("process_name", DEVICE, 0, "device"), ("thread_name", DEVICE, 1, "stream of the requests")]
+        return [
+            {"name": kind, "ph": "M", "pid": pid, "tid": tid, "ts": 0, "args": {"name": name}}
+            for kind, pid, tid, name in named
+        ]
