@@ -60,10 +60,13 @@ class Trace:
         self._watched, self._session, self._plan = watched, watched.session, watched.session.plan
         self._backend: Any = watched.backend
         self._nodes = {} if debug is None else {entry.phase: entry.launches for entry in debug.phases}
-        self._events: list[dict[str, Any]] = []
+        self._events: list[tuple[str, str, str, float, float, int, Arguments]] = []
+        """Kind, category, name, begin and end in seconds, thread, arguments: made into JSON afterwards."""
         self._marks: list[tuple[str, Any, Any, Arguments]] = []
         self._on_the_device: list[dict[str, Any]] = []
         self._threads: dict[int, tuple[int, str]] = {}
+        self._replays: dict[tuple[int, int], tuple[SegmentRunner, tuple[str, Arguments]]] = {}
+        """What was said of a graph and so many rows: saying it anew would take longer than to launch it."""
         self._undo: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._began = 0.0
@@ -116,7 +119,8 @@ class Trace:
     def as_data(self) -> dict[str, Any]:
         """The trace as its JSON holds it, events by time."""
         self._ask_device()
-        events = sorted([*self._events, *self._on_the_device], key=lambda event: event["ts"])
+        seen = [self._event(*event) for event in list(self._events)]
+        events = sorted([*seen, *self._on_the_device], key=lambda event: event["ts"])
         other = {"model": self._plan.model.name, "target": self._backend.name, "dropped": self.dropped}
         return {"traceEvents": [*self._names(), *events], "displayTimeUnit": "ms", "otherData": other}
 
@@ -198,11 +202,16 @@ class Trace:
         return f"{phase}, launch by launch", self._about(phase, launches, tokens)
 
     def _replay(self, graph: Graph, tokens: int) -> tuple[str, Arguments]:
+        known = self._replays.get((id(graph), tokens))
+        if known is not None and known[0].graph is graph:
+            return known[1]
         runner = next((runner for runner in self._watched.router.runners if runner.graph is graph), None)
         if runner is None:  # a graph of the gate's own
             return "replay", {"rows": tokens}
         about = self._about(runner.phase, runner.launches, tokens)
-        return f"{runner.phase}, replay", {**about, "segment": runner.segment, "graph for rows": runner.bucket}
+        words = f"{runner.phase}, replay", {**about, "segment": runner.segment, "graph for rows": runner.bucket}
+        self._replays[id(graph), tokens] = runner, words
+        return words
 
     def _function(self, phase: str, launch: int, tokens: int, function: object) -> tuple[str, Arguments]:
         return "the caller's function", self._about(phase, [launch], tokens)
@@ -233,18 +242,20 @@ class Trace:
         return False
 
     def _complete(self, category: str, name: str, began: float, arguments: Arguments) -> None:
-        now = time.perf_counter()
         if self._room():
-            event = self._event("X", category, name, began, arguments)
-            self._events.append(event | {"dur": round((now - began) * 1e6, 3)})
+            self._events.append(("X", category, name, began, time.perf_counter(), self._thread(), arguments))
 
     def _instant(self, name: str, arguments: Arguments) -> None:
         if self._room():
-            self._events.append(self._event("i", "capture", name, time.perf_counter(), arguments) | {"s": "t"})
+            now = time.perf_counter()
+            self._events.append(("i", "capture", name, now, now, self._thread(), arguments))
 
-    def _event(self, kind: str, category: str, name: str, at: float, arguments: Arguments) -> dict[str, Any]:
-        place = {"pid": HOST, "tid": self._thread(), "ts": round((at - self._began) * 1e6, 3)}
-        return {"name": name, "cat": category, "ph": kind, **place, "args": dict(arguments)}
+    def _event(
+        self, kind: str, category: str, name: str, began: float, ended: float, thread: int, arguments: Arguments
+    ) -> dict[str, Any]:
+        place = {"pid": HOST, "tid": thread, "ts": round((began - self._began) * 1e6, 3)}
+        long = {"dur": round((ended - began) * 1e6, 3)} if kind == "X" else {"s": "t"}
+        return {"name": name, "cat": category, "ph": kind, **place, **long, "args": dict(arguments)}
 
     def _thread(self) -> int:
         """Small numbers, in the order in which threads were met: the system may use one of its own again."""

@@ -15,6 +15,7 @@ from hjgc import SamplingParams
 from hjgc.runtime.completion import Completion, Piece, Timings
 from hjgc.tools.commands.run import code_lines, percentile
 from tests.tools.command_line import PROGRAM, CommandLine, in_its_own_process, write_small_plan
+from tests.tools.plans_to_compare import compiled_plan
 
 REPORT: dict[str, Any] = {
     "target": "cpu",
@@ -269,3 +270,13 @@ def test_code_that_was_not_in_the_plan_is_told_of() -> None:
     ]
     nothing = {"built": 0, "reasons": {}, "failed": 0, "failures": [], "seconds": 0.0}
     assert list(code_lines({"target": "sm_90", "why": "", "swaps": [], "just_in_time": nothing})) == []
+
+
+def test_a_trace_of_the_request_is_written_whole(hjgc: CommandLine, tmp_path: Path) -> None:
+    path, output = compiled_plan(tmp_path), tmp_path / "trace.json"
+    ran = hjgc("run", path, "--ids", "1,2,3", "--max-tokens", "3", "--trace", output)
+    assert ran.code == 0
+    names = [event["name"] for event in json.loads(output.read_text())["traceEvents"]]
+    assert names.count("first token") == 1 and "prefill, launch by launch" in names
+    refused = hjgc("run", path, "--ids", "1", "--trace", tmp_path / "nowhere" / "trace.json")
+    assert refused.code == 2 and "expected a folder to write into" in refused.err
