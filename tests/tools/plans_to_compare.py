@@ -17,6 +17,8 @@ from hjgc.plan_format.reasons import Reason, ReasonCode
 from hjgc.plan_format.structs import DebugMap, DynamicSegment, Phase, Schedule
 from tests.compiler.exports import SMALL, changed, copy_of, with_host_function
 from tests.plans import CONSTANTS
+from tests.runtime.gpu_plan import write_gpu_plan
+from tests.tools.command_line import write_small_plan
 
 replace = msgspec.structs.replace
 Change = Callable[[Plan], Plan]
@@ -76,3 +78,20 @@ def with_reason(plan: Plan, code: ReasonCode, *chain: str) -> Plan:
 
     phases = tuple(phase(one) if one.name == "decode" else one for one in plan.phases)
     return replace(plan, phases=phases, ledger=replace(plan.ledger, graph=graph_costs(phases)))
+
+
+PLAN_KINDS = ("by hand", "function", "gpu", "compiled", "stripped")
+
+
+def plan_of_kind(kind: str, folder: Path) -> Path:
+    """A plan as tests meet them: without and with a function of the caller's, for a GPU that is not there, compiled
+    with such a function, and without a debug section."""
+    match kind:
+        case "gpu":
+            return write_gpu_plan(folder)
+        case "compiled":
+            return compiled_plan(folder, function="steer")
+        case "stripped":
+            return stripped(compiled_plan(folder))
+        case _:
+            return write_small_plan(folder, function="steer" if kind == "function" else "")

@@ -11,9 +11,8 @@ import pytest
 from hjgc.plan_format import load
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, State
 from hjgc.tools.onnx_view import OPS, SEGMENTS, onnx_view
-from tests.runtime.gpu_plan import write_gpu_plan
 from tests.tools.command_line import CommandLine, write_small_plan
-from tests.tools.plans_to_compare import compiled_plan, replace, stripped, write
+from tests.tools.plans_to_compare import PLAN_KINDS, compiled_plan, plan_of_kind, replace, stripped, write
 
 
 def seen(path: Path) -> onnx.ModelProto:
@@ -29,17 +28,9 @@ def about(entry: onnx.NodeProto | onnx.FunctionProto | onnx.ModelProto) -> dict[
     return {prop.key: prop.value for prop in entry.metadata_props}
 
 
-@pytest.mark.parametrize("kind", ["by hand", "function", "gpu", "compiled", "stripped"])
+@pytest.mark.parametrize("kind", PLAN_KINDS)
 def test_every_launch_of_the_default_schedules_is_a_node_of_its_segments_function(kind: str, tmp_path: Path) -> None:
-    match kind:
-        case "gpu":
-            path = write_gpu_plan(tmp_path)
-        case "compiled":
-            path = compiled_plan(tmp_path, function="steer")
-        case "stripped":
-            path = stripped(compiled_plan(tmp_path))
-        case _:
-            path = write_small_plan(tmp_path, function="steer" if kind == "function" else "")
+    path = plan_of_kind(kind, tmp_path)
     model = seen(path)
     onnx.checker.check_model(model)
     with load(path) as file:

@@ -16,9 +16,8 @@ from hjgc.plan_format import load
 from hjgc.tools.viewing.data import page_data
 from hjgc.tools.viewing.page import asset, page
 from tests.plans import small_plan
-from tests.runtime.gpu_plan import write_gpu_plan
 from tests.tools.command_line import CommandLine, write_small_plan
-from tests.tools.plans_to_compare import compiled_plan, replace, stripped, write
+from tests.tools.plans_to_compare import PLAN_KINDS, compiled_plan, plan_of_kind, replace, write
 
 THEMES = {"light": r":root \{(.*?)\}", "dark": r':root\[data-theme="dark"\] \{(.*?)\}'}
 
@@ -71,17 +70,9 @@ def test_the_page_asks_for_nothing_and_allows_no_other_script_or_style(plan: Pat
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
 
 
-@pytest.mark.parametrize("kind", ["by hand", "gpu", "compiled", "stripped"])
+@pytest.mark.parametrize("kind", PLAN_KINDS)
 def test_every_launch_of_the_plan_is_there_with_what_it_points_to(kind: str, tmp_path: Path) -> None:
-    match kind:
-        case "gpu":
-            path = write_gpu_plan(tmp_path)
-        case "compiled":
-            path = compiled_plan(tmp_path, function="steer")
-        case "stripped":
-            path = stripped(compiled_plan(tmp_path))
-        case _:
-            path = write_small_plan(tmp_path)
+    path = plan_of_kind(kind, tmp_path)
     data = shown(path)
     with load(path) as file:
         plan = file.plan
@@ -99,7 +90,7 @@ def test_every_launch_of_the_plan_is_there_with_what_it_points_to(kind: str, tmp
             for segment, entry in zip(schedule.segments, drawn["segments"], strict=True):
                 numbers = [n for first, last in entry["launches"] for n in range(first, last + 1)]
                 assert numbers == list(segment.launches) and entry["count"] == len(numbers)
-    assert bool(data["missing"]) == (kind in ("by hand", "gpu", "stripped"))
+    assert bool(data["missing"]) == (kind != "compiled")
 
 
 def test_layers_that_are_alike_are_folded_and_others_are_not(tmp_path: Path) -> None:
