@@ -62,6 +62,7 @@ REQUIREMENTS = (
     Requirement("pytest>=8.4", "pytest", "dev", "working on hjgc"),
     Requirement("ruff>=0.17", "ruff", "dev", "working on hjgc"),
     Requirement("safetensors>=0.8", "safetensors", "dev", "working on hjgc"),
+    Requirement("selenium>=4.30", "selenium", "dev", "working on hjgc"),
     Requirement("transformers>=5.17", "transformers", "dev", "bench's peer, and working on hjgc"),
 )
 
