@@ -111,9 +111,9 @@ class _Trial:
         self._replay(graph, launches)
         found = self._digest(watched)
         changed = [ref for ref in watched if expected[ref] != found[ref]]
-        return self._places(changed, graph, launches) if changed else {}
+        return self._explained(changed, graph, launches) if changed else {}
 
-    def _places(self, changed: Sequence[MemoryRef], graph: Graph, launches: Sequence[int]) -> dict[MemoryRef, str]:
+    def _explained(self, changed: Sequence[MemoryRef], graph: Graph, launches: Sequence[int]) -> dict[MemoryRef, str]:
         """Which bytes differ where the digests did: both run once more."""
         self._run_plainly(launches)
         expected = self._snapshot(changed)

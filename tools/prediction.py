@@ -18,18 +18,21 @@ from hjgc.tools.costs import Cost, launch_cost
 
 @dataclass(frozen=True)
 class Chip:
-    """Bytes read and half-precision operations a second, and seconds that a launch takes whatever it does."""
+    """Bytes read and half-precision operations a second, seconds that a launch takes whatever it does, and the bytes of
+    memory there are."""
 
     name: str
     read: float
     matrix: float
     launch: float
+    memory: int
 
 
-CHIPS: Mapping[str, Chip] = {"sm_90": Chip("H200", read=4.574e12, matrix=790e12, launch=1.6e-6)}
+CHIPS: Mapping[str, Chip] = {"sm_90": Chip("H200", read=4.574e12, matrix=790e12, launch=1.6e-6, memory=150_109_880_320)}
 """By target, the chip that is predicted for. Of the H200, in docs/benchmarks.md: the most that a kernel was measured to
-read; products of 16-bit numbers; one of 64 chained launches of a kernel that does next to nothing, inside a graph. A
-chip belongs here once all three were measured on it: other sm_90 chips have less memory bandwidth than this one."""
+read; products of 16-bit numbers; one of 64 chained launches of a kernel that does next to nothing, inside a graph; what
+the driver says there is. A chip belongs here once all were measured on it: other sm_90 chips have less memory bandwidth
+than this one."""
 
 CONTEXT = 512
 """Cached tokens before the one that a time per token is given for, or as many as the plan holds."""

@@ -254,6 +254,11 @@ def test_memory_names_what_lies_under_the_pointer_and_what_is_chosen(window: Bro
     assert said == "Nothing lies here then." or any(said.startswith(f"{name}: ") for name in names)
 
 
+def test_a_plan_for_a_known_chip_says_what_is_left_free_on_it(window: Browser, tmp_path: Path) -> None:
+    window.open(viewed(write_gpu_plan(tmp_path), tmp_path))
+    assert "free on the H200 140 GiB" in window.text() and "times predicted for the H200" in window.text()
+
+
 def test_templates_show_their_text_and_variants(window: Browser, tmp_path: Path) -> None:
     window.open(viewed(write_gpu_plan(tmp_path), tmp_path), "view=templates")
     window.all(".template summary")[0].click()

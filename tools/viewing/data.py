@@ -61,6 +61,7 @@ def page_data(file: PlanFile) -> dict[str, Any]:
             "read": None if chip is None else chip.read,
             "matrix": None if chip is None else chip.matrix,
             "launch": None if chip is None else chip.launch,
+            "memory": None if chip is None else chip.memory,
         },
         "spaces": list(SPACES),
         "weights": [[w.name, w.dtype, list(w.shape), w.bytes] for w in plan.weights],

@@ -497,6 +497,7 @@ function showOverview(main) {
         ["arena", ledger.arena],
         ["constants and parameters", ledger.constants + ledger.parameters],
         ["graphs, one of each", graphs],
+        ...freeOn(of.prediction, ledger.total + graphs),
       ]),
       el("p", { class: "note" }, `${bytes(ledger.total)} before anything is captured; of the cache ${bytes(ledger.kv_per_token)} for each token of context`),
     ),
@@ -515,6 +516,8 @@ function showOverview(main) {
     section("Prompt lengths", ...coverage(of)),
   );
 }
+
+const freeOn = (chip, held) => (chip.memory > held ? [[`free on the ${chip.chip}`, chip.memory - held]] : []);
 
 function coverage(of) {
   const prompt = of.phases.find((one) => one.name === "prefill");
