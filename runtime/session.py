@@ -126,6 +126,10 @@ class Session:
     def _watched(self) -> Watched:
         return Watched(self, self._backend, self._turns, self._router, self._worker)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def metrics(self) -> dict[str, int | float]:
         """The numbers of the report, flat, by dotted name."""
         return flat_numbers(self.report())
@@ -136,10 +140,11 @@ class Session:
             if self._closed:
                 return
             self._closed = True
-            if self.watcher is not None:
-                self.watcher.stop()
             self._turns.close()
             self._router.close()
+            watcher = self.watcher
+            if watcher is not None:
+                watcher.stop()
             if self._supply is not None:
                 self._supply.close()
             try:

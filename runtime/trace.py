@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.files import write_atomically
 from hjgc.plan_format.structs import DebugMap
 from hjgc.runtime.backend import BackendRefused, Graph
+from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.runner import SegmentRunner, State
 
 if TYPE_CHECKING:
@@ -36,9 +38,15 @@ if TYPE_CHECKING:
 HOST, DEVICE = 1, 2
 MOST_EVENTS = 1_000_000
 """A trace that somebody forgot to end stays within a few hundred megabytes; what comes later is counted only."""
+COLLECTED, AHEAD = 512, 16
+"""After how many marks the device is asked for their times, and of how many not yet: a step ahead may still have to pass
+them."""
 JUDGED = (State.PROMOTED, State.QUARANTINED)
 
 Arguments = Mapping[str, Any]
+
+_starting = threading.Lock()
+"""Held while a trace of any session takes its place, or leaves it."""
 
 
 @dataclass(frozen=True)
@@ -64,48 +72,63 @@ class Trace:
         """Kind, category, name, begin and end in seconds, thread, arguments: made into JSON afterwards."""
         self._marks: list[tuple[str, Any, Any, Arguments]] = []
         self._on_the_device: list[dict[str, Any]] = []
-        self._threads: dict[int, tuple[int, str]] = {}
+        self._threads: list[str] = []
+        self._here = threading.local()
         self._replays: dict[tuple[int, int], tuple[SegmentRunner, tuple[str, Arguments]]] = {}
         """What was said of a graph and so many rows: saying it anew would take longer than to launch it."""
         self._undo: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._began = 0.0
         self._base: Any = None
+        self._before = 0.0
+        """The mark that device times are counted from, and its own time in milliseconds."""
         self.dropped = 0
 
     def start(self) -> Trace:
+        """Requests that began before have their segments on the timeline, but no tokens."""
         session = self._session
-        with self._lock:
+        with _starting:
+            if session.closed:
+                raise SessionClosed()
             if session.watcher is not None:
                 raise RunError("expected a session that no trace watches, found one; stop that trace first")
             session.watcher = self
+        try:
+            self._begin()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _begin(self) -> None:
         backend, worker = self._backend, self._watched.worker
-        self._began = time.perf_counter()
         if hasattr(backend, "mark"):
             self._base = backend.mark()
-        self._watch(session, "request", self._requests)
+            backend.milliseconds(self._base, self._base)  # waits, so that both clocks begin together
+        self._began = time.perf_counter()
+        self._watch(self._session, "request", self._requests)
         self._watch(self._watched.turns, "take", self._timed("queue", lambda *_: ("wait for the device", {})))
         self._watch(backend, "run", self._on_device(self._plain))
         self._watch(backend, "replay", self._on_device(self._replay))
         self._watch(backend, "call_host", self._timed("host", self._function))
-        self._watch(backend, "read_token", self._timed("wait", lambda *_: ("wait for the token", {})))
+        self._watch(backend, "read_token", self._reading)
         self._watch(backend, "build", self._timed("capture", self._build))
         self._watch(worker, "_check", self._judge)
         self._watch(worker, "_release", self._timed("capture", self._gone))
-        return self
 
     def stop(self) -> None:
-        """May be called twice."""
-        with self._lock:
+        """May be called twice. A device that fails now keeps its times, and raises nothing."""
+        with _starting:
             if self._session.watcher is not self:
                 return
             self._session.watcher = None
             undo, self._undo = self._undo, []
-        for give_back in undo:
-            give_back()
-        self._ask_device()
-        if self._base is not None:
-            self._backend.drop_marks([self._base])
+            for give_back in undo:
+                give_back()
+        with self._lock:
+            self._collect(len(self._marks))
+            if self._base is not None:
+                self._drop(self._base)
             self._base = None
 
     def __enter__(self) -> Trace:
@@ -118,9 +141,11 @@ class Trace:
 
     def as_data(self) -> dict[str, Any]:
         """The trace as its JSON holds it, events by time."""
-        self._ask_device()
+        with self._lock:
+            self._collect(len(self._marks))
+            on_device = list(self._on_the_device)
         seen = [self._event(*event) for event in list(self._events)]
-        events = sorted([*seen, *self._on_the_device], key=lambda event: event["ts"])
+        events = sorted([*seen, *on_device], key=lambda event: event["ts"])
         other = {"model": self._plan.model.name, "target": self._backend.name, "dropped": self.dropped}
         return {"traceEvents": [*self._names(), *events], "displayTimeUnit": "ms", "otherData": other}
 
@@ -157,23 +182,35 @@ class Trace:
         self, words: Callable[..., tuple[str, Arguments]]
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """The same for what the device does: the time to ask for it, and the time it took."""
-        backend = self._backend
 
         def made(method: Callable[..., Any]) -> Callable[..., Any]:
             def call(*given: Any, **named: Any) -> Any:
                 name, arguments = words(*given, **named)
-                before = backend.mark() if self._base is not None else None
+                before = self._mark()
                 began = time.perf_counter()
                 try:
                     return method(*given, **named)
                 finally:
                     self._complete("segment", name, began, arguments)
-                    if before is not None and self._room():
-                        self._marks.append((name, before, backend.mark(), arguments))
+                    if before is not None:
+                        self._keep(name, before, self._mark(), arguments)
 
             return call
 
         return made
+
+    def _reading(self, method: Callable[[Any], int]) -> Callable[[Any], int]:
+        """The token has come: the device has passed all marks but those of a step ahead."""
+        timed = self._timed("wait", lambda *_: ("wait for the token", {}))(method)
+
+        def call(ticket: Any) -> int:
+            token = timed(ticket)
+            if len(self._marks) > COLLECTED:
+                with self._lock:
+                    self._collect(len(self._marks) - AHEAD)
+            return token
+
+        return call
 
     def _requests(self, method: Callable[..., Request]) -> Callable[..., Request]:
         def call(*given: Any, **named: Any) -> Request:
@@ -235,18 +272,24 @@ class Trace:
 
     # Events.
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._events) + len(self._marks) + len(self._on_the_device) >= MOST_EVENTS
+
     def _room(self) -> bool:
-        if len(self._events) + len(self._marks) + len(self._on_the_device) < MOST_EVENTS:
-            return True
-        self.dropped += 1
-        return False
+        self.dropped += self._is_full
+        return not self._is_full
+
+    @property
+    def _runs(self) -> bool:
+        return self._session.watcher is self
 
     def _complete(self, category: str, name: str, began: float, arguments: Arguments) -> None:
-        if self._room():
+        if self._runs and self._room():
             self._events.append(("X", category, name, began, time.perf_counter(), self._thread(), arguments))
 
     def _instant(self, name: str, arguments: Arguments) -> None:
-        if self._room():
+        if self._runs and self._room():
             now = time.perf_counter()
             self._events.append(("i", "capture", name, now, now, self._thread(), arguments))
 
@@ -258,32 +301,55 @@ class Trace:
         return {"name": name, "cat": category, "ph": kind, **place, **long, "args": dict(arguments)}
 
     def _thread(self) -> int:
-        """Small numbers, in the order in which threads were met: the system may use one of its own again."""
-        known = self._threads.get(threading.get_ident())
-        if known is None:
-            known = len(self._threads) + 1, threading.current_thread().name
-            self._threads[threading.get_ident()] = known
-        return known[0]
+        """Small numbers, in the order in which threads were met: the system's own come back for other threads."""
+        if not hasattr(self._here, "number"):
+            with self._lock:
+                self._threads.append(threading.current_thread().name)
+                self._here.number = len(self._threads)
+        return self._here.number
 
-    def _ask_device(self) -> None:
-        """For the times between the marks so far, which are given back. A device that fails keeps its times."""
+    def _mark(self) -> Any:
+        """A point in the stream; None where there are none, and where the device will not: a trace fails no step."""
+        if self._base is None or not self._runs or self._is_full:
+            return None
+        try:
+            return self._backend.mark()
+        except BackendRefused:
+            self.dropped += 1
+            return None
+
+    def _keep(self, name: str, before: Any, after: Any, arguments: Arguments) -> None:
         with self._lock:
-            marks, self._marks = self._marks, []
+            if after is not None and self._base is not None:
+                self._marks.append((name, before, after, arguments))
+                return
+            self._drop(before, after)
+
+    def _drop(self, *marks: Any) -> None:
+        with suppress(BackendRefused):
+            self._backend.drop_marks([mark for mark in marks if mark is not None])
+
+    def _collect(self, count: int) -> None:
+        """Ask the device for the times of the first so many marks, and give them back but for the last, from which time
+        is counted on: what the device tells are single floats. Called under the lock."""
+        marks, self._marks = self._marks[:count], self._marks[count:]
         for name, before, after, arguments in marks:
             try:
-                began = self._backend.milliseconds(self._base, before)
-                ended = self._backend.milliseconds(self._base, after)
-                self._backend.drop_marks([before, after])
+                since = self._backend.milliseconds(self._base, before)
+                took = self._backend.milliseconds(before, after)
             except BackendRefused:
                 self.dropped += 1
+                self._drop(before, after)
                 continue
-            place = {"pid": DEVICE, "tid": 1, "ts": round(began * 1e3, 3), "dur": round((ended - began) * 1e3, 3)}
+            place = {"pid": DEVICE, "tid": 1, "ts": round((self._before + since) * 1e3, 3), "dur": round(took * 1e3, 3)}
             event = {"name": name, "cat": "device", "ph": "X", **place, "args": dict(arguments)}
             self._on_the_device.append(event)
+            self._drop(self._base, before)
+            self._base, self._before = after, self._before + since + took
 
     def _names(self) -> list[dict[str, Any]]:
         named = [("process_name", HOST, 0, f"host: {self._plan.model.name}")]
-        named += [("thread_name", HOST, number, name) for number, name in self._threads.values()]
+        named += [("thread_name", HOST, number, name) for number, name in enumerate(list(self._threads), 1)]
         if self._on_the_device:
             named += [("process_name", DEVICE, 0, "device"), ("thread_name", DEVICE, 1, "stream of the requests")]
         return [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -99,14 +100,14 @@ class Digests:
     def __init__(self, driver: Driver, stream: Handle) -> None:
         """Raises DriverError, having given everything back."""
         self._driver, self._stream = driver, stream
-        self._sums = driver.allocate(8 * PLACES)
-        try:
+        with ExitStack() as undo:
+            self._sums = driver.allocate(8 * PLACES)
+            undo.callback(driver.free, self._sums)
             self._module = driver.load_module(text().encode() + b"\0")
-        except BaseException:
-            driver.free(self._sums)
-            raise
-        self._by_words = driver.function(self._module, "digest_words", 0)
-        self._by_bytes = driver.function(self._module, "digest_bytes", 0)
+            undo.callback(driver.unload_module, self._module)
+            self._by_words = driver.function(self._module, "digest_words", 0)
+            self._by_bytes = driver.function(self._module, "digest_bytes", 0)
+            undo.pop_all()
         self._values = (ctypes.c_uint64 * 4)()
         first = ctypes.addressof(self._values)
         self._parameters = (ctypes.c_uint64 * 4)(*(first + 8 * i for i in range(4)))

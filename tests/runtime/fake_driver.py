@@ -33,7 +33,7 @@ class FakeDriver:
         self.most_locked = 0
         self._memory: dict[int, np.ndarray] = {}
         self._locked: dict[int, np.ndarray] = {}
-        self._handles = self._timers = 0
+        self._handles = self._timers = self.living_timers = 0
         self._late: list[tuple[int, Callable[[], None]]] = []
         self._issued = 0
         self._lock = threading.RLock()
@@ -157,7 +157,9 @@ class FakeDriver:
 
     def make_timer(self) -> dict[str, int]:
         """Time passes by a millisecond with each one that is recorded."""
+        self._refuse("make_timer")
         self._timers += 1
+        self.living_timers += 1
         return {"made": self._timers}
 
     def milliseconds(self, begin: dict[str, int], end: dict[str, int]) -> float:
@@ -174,6 +176,7 @@ class FakeDriver:
 
     def drop_event(self, event: dict[str, int]) -> None:
         self._do("drop_event")
+        self.living_timers -= "made" in event
 
     def make_stream(self) -> str:
         return self._handle("stream")

@@ -125,6 +125,11 @@ def test_an_attribute_that_json_does_not_know_is_spelt(tmp_path: Path) -> None:
         ("--report", "[]", "expected a JSON object with the key 'segments'"),
         ("--bench", "{}", "expected a JSON object with the key 'rows'"),
         ("--bench", '{"rows": [{}]}', "expected the result of `hjgc bench`"),
+        (
+            "--bench",
+            '{"rows": [{"system": "hjgc", "length": 1, "ttft_ms": {"p50": NaN}}]}',
+            "expected the result of `hjgc bench`",
+        ),
         ("--report", '{"segments": [{}]}', "expected what `session.report()` gives"),
     ],
 )

@@ -52,7 +52,7 @@ def command(
         else:
             with plan_format.load(other) as two:
                 data = _data([one, two], report, bench)
-    written = page(data, f"{plan.name}: {data['plans'][0]['model']['name']}").encode()
+    written = page(data, f"{plan.name}: {data['plans'][0]['model']['name']}").encode("utf-8", "replace")
     write_atomically(output, written)
     if as_json:
         console.result_json({"page": str(output), "bytes": len(written), "plans": len(data["plans"])})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ def measured(plan: Plan, path: Path) -> list[dict[str, Any]]:
     """Each median of a system of ours beside its prediction, in milliseconds: prompts, then tokens. Raises InputError
     for what is no result of a bench."""
     bench = read_json(path, "--bench", "rows")
+    prompt = next((phase for phase in plan.phases if phase.name == "prefill"), None)
+    most = 0 if prompt is None else row_range(prompt)[1]
+    steps = any(phase.name == "decode" for phase in plan.phases)
     try:
-        return [*_prompts(plan, bench["rows"]), *_tokens(plan, bench.get("decode", ()))]
+        return [*_prompts(plan, bench["rows"], most), *_tokens(plan, bench.get("decode", ()), steps=steps)]
     except (KeyError, TypeError, AttributeError):
         raise InputError(path, "expected the result of `hjgc bench`, found another", field="--bench") from None
 
@@ -48,9 +52,9 @@ def report(path: Path) -> dict[str, Any]:
         raise InputError(path, "expected what `session.report()` gives, found another", field="--report") from None
 
 
-def _prompts(plan: Plan, rows: Any) -> Iterator[dict[str, Any]]:
+def _prompts(plan: Plan, rows: Any, most: int) -> Iterator[dict[str, Any]]:
+    """`most`: the tokens of a prompt in one call, whose time can be predicted."""
     chip = prediction(plan).chip
-    _, most = row_range(plan.phase("prefill"))
     for row in rows:
         if row["system"].startswith("hjgc") and row["ttft_ms"]:
             known = chip is not None and row["length"] <= most
@@ -58,13 +62,16 @@ def _prompts(plan: Plan, rows: Any) -> Iterator[dict[str, Any]]:
             yield _entry(f"{row['system']}: first token of {row['length']}", row["ttft_ms"], seconds)
 
 
-def _tokens(plan: Plan, rows: Any) -> Iterator[dict[str, Any]]:
+def _tokens(plan: Plan, rows: Any, *, steps: bool) -> Iterator[dict[str, Any]]:
     chip = prediction(plan).chip
     for row in rows:
         if row["system"].startswith("hjgc") and row["token_ms"]:
-            seconds = None if chip is None else token_seconds(plan, chip, row["context"])
+            seconds = token_seconds(plan, chip, row["context"]) if chip is not None and steps else None
             yield _entry(f"{row['system']}: token at context {row['context']}", row["token_ms"], seconds)
 
 
 def _entry(what: str, points: Mapping[str, float], seconds: float | None) -> dict[str, Any]:
-    return {"what": what, "measured": points["p50"], "predicted": None if seconds is None else seconds * 1e3}
+    found = points["p50"]
+    if not math.isfinite(found):  # raises TypeError for what is no number
+        raise TypeError(found)
+    return {"what": what, "measured": found, "predicted": None if seconds is None else seconds * 1e3}

@@ -612,7 +612,7 @@ function showMemory(main) {
         "label",
         {},
         "Phase ",
-        el("select", { onchange: (event) => go({ phase: event.target.value }) }, plan().phases.map((p) => el("option", { value: p.name, selected: p.name === one.name }, p.name))),
+        el("select", { onchange: (event) => go({ phase: event.target.value, launch: null, segment: null }) }, plan().phases.map((p) => el("option", { value: p.name, selected: p.name === one.name }, p.name))),
       ),
     ),
     section("Arena", canvas, said, rows.box),
