@@ -39,8 +39,8 @@ HOST, DEVICE = 1, 2
 MOST_EVENTS = 1_000_000
 """A trace that somebody forgot to end stays within a few hundred megabytes; what comes later is counted only."""
 COLLECTED, AHEAD = 512, 16
-"""After how many marks the device is asked for their times, and of how many not yet: a step ahead may still have to pass
-them."""
+"""After how many marks the device is asked for their times, and of how many not yet: a step ahead may have to pass
+them first."""
 JUDGED = (State.PROMOTED, State.QUARANTINED)
 
 Arguments = Mapping[str, Any]
