@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -66,9 +67,9 @@ def give_up_stdout() -> None:
 @contextmanager
 def stages() -> Generator[Tell, None, None]:
     """Yields a function to call with the name of each stage as it begins: a line each, and on a terminal the seconds
-    it takes."""
+    it takes. Stages that count (`build 3 of 76 kernels`) share a line there; elsewhere a tenth of them have one."""
     if not sys.stderr.isatty():
-        yield note
+        yield _note_stage
         return
     with _progress() as progress:
         shown = _Stages(progress)
@@ -76,13 +77,32 @@ def stages() -> Generator[Tell, None, None]:
         shown.end()
 
 
+COUNTING = re.compile(r"(.*\b)(\d+)( of (\d+)\b.*)")
+
+
+def _note_stage(stage: str) -> None:
+    counted = COUNTING.fullmatch(stage)
+    if counted is not None:
+        number, all_of_them = int(counted[2]), int(counted[4])
+        if number > 1 and all_of_them and number * 10 // all_of_them == (number - 1) * 10 // all_of_them:
+            return
+    note(stage)
+
+
 class _Stages:
-    """Beginning a stage ends the one before it."""
+    """Beginning a stage ends the one before it, unless it counts on."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._counting: tuple[str, str] | None = None
 
     def begin(self, stage: str) -> None:
+        counted = COUNTING.fullmatch(stage)
+        counting = None if counted is None else (counted[1], counted[3])
+        if counting is not None and counting == self._counting:
+            self._progress.update(self._progress.task_ids[-1], description=printable(stage))
+            return
+        self._counting = counting
         self.end()
         self._progress.add_task(printable(stage), total=1)
 
