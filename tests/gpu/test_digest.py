@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from hjgc.runtime.backends.cuda_digest import Digests, Place, item_of
 from hjgc.runtime.backends.cuda_driver import Driver
 from tests.runtime.digests import digest
 
-pytestmark = pytest.mark.gpu
 SIZE = 1 << 22
 PLACES: tuple[Place, ...] = (
     (0, SIZE, SIZE, 1),

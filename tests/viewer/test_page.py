@@ -244,7 +244,7 @@ def test_memory_names_what_lies_under_the_pointer_and_what_is_chosen(window: Bro
     window.open(layered, "view=memory&phase=decode")
     with load(layered.parent / "plan.hjg") as file:
         names = [buffer.name for buffer in file.plan.phase("decode").buffers]
-    window.keys(".list", DOWN)
+    window.all(".list")[0].send_keys(DOWN)
     assert window.text("section .note").startswith(f"{names[0]}: ")
     window.run(
         "const map = document.querySelector('canvas'); const box = map.getBoundingClientRect();"
@@ -257,6 +257,30 @@ def test_memory_names_what_lies_under_the_pointer_and_what_is_chosen(window: Bro
 def test_a_plan_for_a_known_chip_says_what_is_left_free_on_it(window: Browser, tmp_path: Path) -> None:
     window.open(viewed(write_gpu_plan(tmp_path), tmp_path))
     assert "free on the H200 140 GiB" in window.text() and "times predicted for the H200" in window.text()
+
+
+def test_all_states_are_there_however_many(window: Browser, tmp_path: Path) -> None:
+    with load(compiled_plan(tmp_path)) as file:
+        data = page_data(file)
+    data["states"] = [[f"state {i}", *data["states"][0][1:]] for i in range(1000)]
+    window.open(written(data, tmp_path), "view=memory")
+    window.run("[...document.querySelectorAll('.list')].at(-1).scrollTop = 1e9")
+    window.until(
+        "return [...document.querySelectorAll('.row .name')].some((n) => n.textContent.startsWith('state 999:'))"
+    )
+
+
+def test_a_dynamic_launch_shows_its_own_chain_and_no_other(window: Browser, tmp_path: Path) -> None:
+    with load(compiled_plan(tmp_path, function="steer")) as file:
+        data = page_data(file)
+    entry = next(e for e in data["dynamic"] if e["phase"] == "decode" and e["schedule"] == "default")
+    other = json.loads(json.dumps(entry["causes"][0]))
+    other["launch"] -= 1
+    other["chain"][-1]["name"] = "somebody else"
+    number = entry["causes"][0]["launch"]
+    entry["causes"].insert(0, other)
+    window.open(written(data, tmp_path), f"view=graph&phase=decode&launch={number}")
+    assert "function 'steer'" in window.text(".detail") and "somebody else" not in window.text(".detail")
 
 
 def test_templates_show_their_text_and_variants(window: Browser, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def _launch(
     index], kernels a number in the phase's table. A launch of the host's costs the device nothing."""
     host = all_ops()[launch.op].host
     cost = None if host else launch_cost(plan, phase, launch, tokens=call[0], start=call[1])
-    timed = cost is not None and predicted.chip is not None
+    seconds = None if cost is None or predicted.chip is None else launch_seconds(cost, predicted.chip)
     return [
         launch.name,
         launch.op,
@@ -168,7 +168,7 @@ def _launch(
         {name: _number(value) for name, value in sorted(launch.attributes.items())},
         0 if cost is None else cost.flops,
         0 if cost is None else cost.bytes,
-        round(launch_seconds(cost, predicted.chip) * 1e6, 3) if timed else None,  # type: ignore[arg-type]
+        None if seconds is None else round(seconds * 1e6, 3),
     ]
 
 

@@ -57,8 +57,8 @@ def _prompts(plan: Plan, rows: Any, most: int) -> Iterator[dict[str, Any]]:
     chip = prediction(plan).chip
     for row in rows:
         if row["system"].startswith("hjgc") and row["ttft_ms"]:
-            known = chip is not None and row["length"] <= most
-            seconds = prompt_seconds(plan, chip, row["length"]) if known else None  # type: ignore[arg-type]
+            fits = row["length"] <= most
+            seconds = prompt_seconds(plan, chip, row["length"]) if chip is not None and fits else None
             yield _entry(f"{row['system']}: first token of {row['length']}", row["ttft_ms"], seconds)
 
 

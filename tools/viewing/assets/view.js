@@ -393,9 +393,11 @@ function describeSegment({ segment, index }) {
   return segment.verdict === "dynamic" ? [...made, ...why(phase().name, schedule().name, index)] : made;
 }
 
-function why(phaseName, scheduleName, index) {
+// Of a dynamic segment, or of one launch of it.
+function why(phaseName, scheduleName, index, number = null) {
   const found = plan().dynamic.filter((d) => d.phase === phaseName && d.schedule === scheduleName && d.segment === index);
-  return found.flatMap((entry) => entry.causes.map((cause) => causeOf(cause)));
+  const causes = found.flatMap((entry) => entry.causes);
+  return causes.filter((cause) => number === null || cause.launch === number).map(causeOf);
 }
 
 const causeOf = (cause) =>
@@ -435,7 +437,7 @@ function describeLaunch(number) {
       ["bytes", bytes(launch[6])],
       ...Object.entries(launch[4]).map(([name, value]) => [name, rounded(value)]),
     ]),
-    ...(verdict === "dynamic" ? why(one.name, schedule().name, index).slice(0, 3) : []),
+    ...(verdict === "dynamic" ? why(one.name, schedule().name, index, number) : []),
     el("h3", {}, "Operands"),
     table(
       ["role", "", "where", "name", "type"],
@@ -617,8 +619,10 @@ function showMemory(main) {
     ),
     section("Arena", canvas, said, rows.box),
     section("Beside it", table(["what", "entries", "bytes"], [["weights", "weights"], ["states", "states"], ["constants", "constants"]].map(([name, key]) => [name, String(plan()[key].length), bytes(plan()[key].reduce((n, e) => n + e[3], 0))]), [1, 2])),
-    section("States", table(["name", "kind", "type", "bytes"], plan().states.slice(0, 400).map((s) => [s[0], s[4], `${s[1]} ${shape(s[2])}`, bytes(s[3])]), [3])),
   );
+  const states = new Rows("States", (s) => el("div", {}, el("span", { class: "name" }, `${s[0]}: ${s[4]}, ${s[1]} ${shape(s[2])}, ${bytes(s[3])}`)), () => {});
+  main.append(section("States", states.box));
+  states.show(plan().states);
   rows.show(buffers.map((_, i) => i));
   new ResizeObserver(paint).observe(canvas);
 }
