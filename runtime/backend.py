@@ -91,9 +91,17 @@ class Backend(Protocol):
         """Put token ids into the history from `offset` on."""
         ...
 
-    def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Callable[[], bool] | None = None) -> bool:
+    def run(
+        self,
+        phase: str,
+        launches: Sequence[int],
+        tokens: int,
+        stop: Callable[[], bool] | None = None,
+        ahead: int | None = None,
+    ) -> bool:
         """Launch one by one, in order, for `tokens` rows. `stop` is asked between launches; once it says yes, the rest
-        is left out. Returns whether all ran."""
+        is left out. Every `ahead` launches the host waits for the device, so that little is still to come when `stop`
+        says so. Returns whether all ran."""
         ...
 
     def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hjgc.plan_format.hazards import memory_uses
+from hjgc.plan_format.hazards import MemoryUse, memory_uses
 from hjgc.plan_format.structs import Launch, Phase, Plan, Schedule
 from hjgc.runtime.backend import Backend, BackendRefused, Graph, MemoryRef
 from hjgc.runtime.functions import callback_of
 from hjgc.runtime.runner import SegmentRunner
 
 POISON = 0xA5
+AHEAD = 16
+"""Launches that the host may be ahead: what a request that comes in a plain run has to wait for, at most half a
+millisecond of a 7B prompt."""
 NO_TOKEN = -1
 SAMPLING: dict[str, int | float] = {
     "temperature": 0.75,
@@ -37,6 +40,7 @@ SAMPLING: dict[str, int | float] = {
 """Every part of the sampler at work, in numbers that float32 holds well enough to be the same everywhere."""
 
 CACHES = ("full_cache", "ring_cache")
+Uses = list[list[MemoryUse]]
 Contents = dict[MemoryRef, NDArray[np.uint8]]
 
 
@@ -50,6 +54,7 @@ class Gate:
     def __init__(self, plan: Plan, backend: Backend) -> None:
         self._plan, self._backend = plan, backend
         self._left: dict[SegmentRunner, list[tuple[int, int]]] = {}
+        self._uses: dict[str, Uses] = {}
 
     def check(self, runner: SegmentRunner, graph: Graph, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """The next trial of the runner's graph: None if it was passed, else a report. The graph may serve once none is
@@ -57,7 +62,9 @@ class Gate:
         if runner not in self._left:
             self._left[runner] = self._places(runner)
         tokens, start = self._left[runner][0]
-        report = _Trial(self._plan, self._backend, runner, tokens, start, stop).run(graph)
+        report = _Trial(self._plan, self._backend, runner, self._uses_of(runner.phase), (tokens, start), stop).run(
+            graph
+        )
         del self._left[runner][0]
         return report
 
@@ -68,6 +75,12 @@ class Gate:
     def forget(self, runner: SegmentRunner) -> None:
         """The graph is judged: one that is built later begins anew."""
         self._left.pop(runner, None)
+
+    def _uses_of(self, name: str) -> Uses:
+        """What each launch of a phase reads and writes: always the same, and looking it up takes milliseconds."""
+        if name not in self._uses:
+            self._uses[name] = [memory_uses(launch) for launch in self._plan.phase(name).launches]
+        return self._uses[name]
 
     def _places(self, runner: SegmentRunner) -> list[tuple[int, int]]:
         """(tokens, start) to compare at: two starts, so that one that got fixed in the graph shows, and the longest and
@@ -83,13 +96,19 @@ class Gate:
 
 
 class _Trial:
-    """One comparison, at one length and one start."""
+    """One comparison, at one place: so many tokens from one start."""
 
     def __init__(
-        self, plan: Plan, backend: Backend, runner: SegmentRunner, tokens: int, start: int, stop: Callable[[], bool]
+        self,
+        plan: Plan,
+        backend: Backend,
+        runner: SegmentRunner,
+        uses: Uses,
+        place: tuple[int, int],
+        stop: Callable[[], bool],
     ) -> None:
-        self.plan, self.backend, self.runner, self.stop = plan, backend, runner, stop
-        self.tokens, self.start = tokens, start
+        self.plan, self.backend, self.runner, self.uses, self.stop = plan, backend, runner, uses, stop
+        self.tokens, self.start = place
         self.phase = plan.phase(runner.phase)
         self.before, self.after = _around(self.phase, runner)
         self.saved: Contents = {}
@@ -157,7 +176,7 @@ class _Trial:
                 self.backend.call_host(self.phase.name, number, self.tokens, _unchanged)
 
     def _run(self, launches: Sequence[int]) -> None:
-        if launches and not self.backend.run(self.runner.phase, launches, self.tokens, self.stop):
+        if launches and not self.backend.run(self.runner.phase, launches, self.tokens, self.stop, AHEAD):
             raise Interrupted
         self._give_way()
 
@@ -184,14 +203,14 @@ class _Trial:
     def _written(self, launches: Sequence[int]) -> list[MemoryRef]:
         refs: dict[MemoryRef, None] = {}
         for number in launches:
-            refs.update(dict.fromkeys(self._writes(self.phase.launches[number])))
+            refs.update(dict.fromkeys(self._writes(number)))
         return list(refs)
 
-    def _writes(self, launch: Launch) -> list[MemoryRef]:
-        return [self._ref(use.space, use.index) for use in memory_uses(launch) if use.writes]
+    def _writes(self, number: int) -> list[MemoryRef]:
+        return [self._ref(use.space, use.index) for use in self.uses[number] if use.writes]
 
     def _reads(self, launches: Sequence[int]) -> set[MemoryRef]:
-        uses = [use for number in launches for use in memory_uses(self.phase.launches[number])]
+        uses = [use for number in launches for use in self.uses[number]]
         return {self._ref(use.space, use.index) for use in uses if use.reads}
 
     def _ref(self, space: str, index: int) -> MemoryRef:
@@ -201,7 +220,7 @@ class _Trial:
         """What is compared after `launches`: lasting memory, what later segments read, what the last launch wrote.
         Other buffers may have been used again since."""
         kept = {ref for ref in self._reads(self.after) if ref.space == "buffer"}
-        kept.update(self._writes(self.phase.launches[launches[-1]]))
+        kept.update(self._writes(launches[-1]))
         return [ref for ref in self._written(launches) if ref.space != "buffer" or ref in kept]
 
     def _overwritten(self, launches: Sequence[int]) -> list[MemoryRef]:
@@ -209,7 +228,7 @@ class _Trial:
         use is a write, unless it shares bytes with a buffer that comes from an earlier segment."""
         first: dict[MemoryRef, bool] = {}
         for number in launches:
-            for use in memory_uses(self.phase.launches[number]):
+            for use in self.uses[number]:
                 needed = use.reads and not self._is_cache(use.space, use.index)
                 first.setdefault(self._ref(use.space, use.index), needed)
         inputs = [ref.index for ref, needed in first.items() if needed and ref.space == "buffer"]

@@ -235,7 +235,9 @@ class Trace:
 
     # Words for what is done.
 
-    def _plain(self, phase: str, launches: Sequence[int], tokens: int, stop: object = None) -> tuple[str, Arguments]:
+    def _plain(
+        self, phase: str, launches: Sequence[int], tokens: int, stop: object = None, ahead: object = None
+    ) -> tuple[str, Arguments]:
         return f"{phase}, launch by launch", self._about(phase, launches, tokens)
 
     def _replay(self, graph: Graph, tokens: int) -> tuple[str, Arguments]:

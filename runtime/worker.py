@@ -1,9 +1,9 @@
 """Who builds graphs, when, and what if it fails?
 
 One thread takes the runners that traffic asked for, in that order: makes room in the byte budget, builds, and, in a gap
-between requests, lets the gate compare. Builds beside a request are spaced. The lock guards runners, queue and budget;
-it is held for a few steps of bookkeeping at a time and never while the device builds, checks or releases, so a request
-that needs it does not wait.
+between requests, lets the gate compare. Builds beside a request are spaced; checks take a small share of the time,
+unless somebody waits for the graphs. The lock guards runners, queue and budget; it is held for a few steps of
+bookkeeping at a time and never while the device builds, checks or releases, so a request that needs it does not wait.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from hjgc.runtime.allowance import Allowance
 from hjgc.runtime.backend import Backend, BackendRefused, Graph
 from hjgc.runtime.budget import Budget
 from hjgc.runtime.gate import Gate, Interrupted
@@ -56,6 +57,8 @@ class CaptureWorker:
         self._held_since: float | None = None
         self._launching = False
         self._backend, self._gate, self._turns = backend, gate, turns
+        self._allowance = Allowance()
+        self._in_a_hurry = 0
         self._news = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
         self._events = self._clock = 0
@@ -166,10 +169,16 @@ class CaptureWorker:
         return len(self._queue) + len(self._built)
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until nothing is pending. False if time ran out, or nobody works on it."""
+        """Wait until nothing is pending; meanwhile checks take as much of the time as they can get. False if time ran
+        out, or nobody works on it."""
         limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self.lock:
-            self._settled.wait_for(lambda: not self.accepts or not self.pending, limit)
+            self._in_a_hurry += 1
+            self._tell()
+            try:
+                self._settled.wait_for(lambda: not self.accepts or not self.pending, limit)
+            finally:
+                self._in_a_hurry -= 1
             return self.accepts and not self.pending
 
     def _tell(self) -> None:
@@ -202,26 +211,33 @@ class CaptureWorker:
             self.pacing_seconds += time.perf_counter() - began
 
     def _do_something(self) -> float:
-        """Check a graph if the device is free, else build one. How long to rest then: not at all if something was
-        done."""
+        """Check a graph if the device is free and it is time, else build one. How long to rest then: not at all if
+        something was done."""
         self._pacing = False
         with self.lock:
             built = self._built[0] if self._built else None
             queued = self._queue[0] if self._queue else None
-        if built is not None and self._turns.take_if_idle():
-            if built.state is State.BUILT:
-                self._check(built)
-            else:  # renewed in the meantime
-                self._turns.give_back_gate()
-            return 0
+        until_check = UNTIL_NEWS if built is None else self._until_next_check()
+        if built is not None and until_check == 0:
+            if self._turns.take_if_idle():
+                if built.state is State.BUILT:
+                    self._check(built)
+                else:  # renewed in the meantime
+                    self._turns.give_back_gate()
+                return 0
+            until_check = UNTIL_NEWS
         if queued is None:
-            return UNTIL_NEWS
+            return until_check
         pause = self._until_next_build()
         if pause > 0:
-            return pause
+            return min(pause, until_check)
         with self._building:
             done = queued.state is not State.QUEUED or self._build(queued)
-        return 0 if done else UNTIL_NEWS
+        return 0 if done else until_check
+
+    def _until_next_check(self) -> float:
+        """Seconds."""
+        return 0 if self._in_a_hurry else self._allowance.pause()
 
     def _until_next_build(self) -> float:
         """Seconds. Says first that it waits, then looks: so the last request cannot leave unnoticed in between."""
@@ -321,7 +337,9 @@ class CaptureWorker:
                 self.aborted_checks += 1
                 runner.aborted_checks += 1
         finally:
-            self.check_seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            self.check_seconds += seconds
+            self._allowance.spend(seconds)
             self._turns.give_back_gate()
 
     def _judge(self, runner: SegmentRunner) -> None:
@@ -390,6 +408,7 @@ class CaptureWorker:
             "pacing_seconds": round(self.pacing_seconds, 6),
             "build_failures": self.build_failures,
             "check_seconds": round(self.check_seconds, 6),
+            "next_check_in": round(self._until_next_check(), 3),
             "checked_on": self._backend.digests_on,
             "aborted_checks": self.aborted_checks,
             "insisted_checks": self.insisted_checks,

@@ -80,7 +80,15 @@ class CpuBackend:
     def write_history(self, offset: int, ids: Sequence[int]) -> None:
         self._states["history"][offset : offset + len(ids)] = torch.tensor(ids, dtype=torch.int32)
 
-    def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Callable[[], bool] | None = None) -> bool:
+    def run(
+        self,
+        phase: str,
+        launches: Sequence[int],
+        tokens: int,
+        stop: Callable[[], bool] | None = None,
+        ahead: int | None = None,
+    ) -> bool:
+        del ahead  # every launch has ended when its call has
         self._enter()
         with torch.inference_mode():
             for number in launches:

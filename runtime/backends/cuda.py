@@ -162,9 +162,16 @@ class CudaBackend:
         data = np.array(ids, np.int32).view(np.uint8)
         self._uploads.write(self._memory.address("state", index) + 4 * offset, data)
 
-    def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Callable[[], bool] | None = None) -> bool:
+    def run(
+        self,
+        phase: str,
+        launches: Sequence[int],
+        tokens: int,
+        stop: Callable[[], bool] | None = None,
+        ahead: int | None = None,
+    ) -> bool:
         self._driver.make_current()
-        return self._chain(phase, tuple(launches)).run(tokens, stop)
+        return self._chain(phase, tuple(launches)).run(tokens, stop, ahead)
 
     def _chain(self, phase: str, launches: tuple[int, ...]) -> Chain:
         chain = self._chains.get((phase, launches))

@@ -157,10 +157,13 @@ class Chain:
         """By shape and overlap: the layers of a model need the same few."""
         self._tokens = 0
 
-    def run(self, tokens: int, stop: Callable[[], bool] | None) -> bool:
-        """Launch all, unless `stop` says yes before one of them. Returns whether all ran."""
+    def run(self, tokens: int, stop: Callable[[], bool] | None, ahead: int | None = None) -> bool:
+        """Launch all, unless `stop` says yes before one of them; wait for the device every `ahead` launches. Returns
+        whether all ran."""
         launch = self._kernels.driver.launch
         for i, number in enumerate(self._numbers):
+            if ahead is not None and i and i % ahead == 0:
+                self._kernels.driver.wait(self._stream)
             if stop is not None and stop():
                 return False
             # Fitted launch by launch, so that the device works while the host prepares the next one.

@@ -87,7 +87,15 @@ class FakeDevice:
     def write_history(self, offset: int, ids: Sequence[int]) -> None:
         self._state("token_history").view("<i4")[offset : offset + len(ids)] = ids
 
-    def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Callable[[], bool] | None = None) -> bool:
+    def run(
+        self,
+        phase: str,
+        launches: Sequence[int],
+        tokens: int,
+        stop: Callable[[], bool] | None = None,
+        ahead: int | None = None,
+    ) -> bool:
+        del ahead
         for number in launches:
             if stop is not None and stop():
                 return False

@@ -94,6 +94,12 @@ def test_a_run_that_is_told_to_stop_leaves_the_rest_out(backend: CudaBackend, dr
     assert len(driver.log) == 2
 
 
+def test_a_run_that_may_be_stopped_soon_keeps_the_device_close_behind(backend: CudaBackend, driver: FakeDriver) -> None:
+    answers = iter((False, False, False, True))
+    assert not backend.run("norms", (0, 1, 2, 3), 7, lambda: next(answers), 2)
+    assert [line.split()[0] for line in driver.log] == ["launch", "launch", "wait", "launch"]
+
+
 def test_a_graph_has_the_plans_edges_and_is_uploaded_beside_the_stream_that_serves(
     backend: CudaBackend, driver: FakeDriver
 ) -> None:
