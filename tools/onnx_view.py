@@ -8,7 +8,7 @@ instead: as inputs they would hide the network behind hundreds of boxes. The mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,18 @@ from onnx import helper
 
 from hjgc.plan_format import DebugMap, PlanFile
 from hjgc.plan_format.sizes import Expression, spell
-from hjgc.plan_format.structs import DynamicSegment, Launch, Operand, Plan, Segment
+from hjgc.plan_format.structs import Launch, Operand, Plan, Segment
 from hjgc.plan_format.text import operand_name
-from hjgc.tools.explaining.chains import KIND_WORDS, Cause, View, causes, view
-from hjgc.tools.explaining.nodes import kernels
-from hjgc.tools.explaining.spending import Spending, spending
+from hjgc.tools.explaining.chains import View, view
+from hjgc.tools.explaining.facts import (
+    about_segment,
+    costs,
+    default_schedule,
+    described,
+    kernel_texts,
+    reasons,
+    verdict,
+)
 from hjgc.tools.prediction import Prediction, prediction
 
 OPS, SEGMENTS = "hjgc", "hjgc.segments"
@@ -99,7 +106,7 @@ class _Phase:
         self._given: dict[str, None] = {}
 
     def draw(self) -> _Drawn:
-        schedule = next(schedule for schedule in self._phase.schedules if schedule.name == "default")
+        schedule = default_schedule(self._phase)
         steps = [[self._step(number) for number in segment.launches] for segment in schedule.segments]
         last = {self._name(key, version) for key, version in self._versions.items() if key[0] == "state" and version}
         drawn = _Drawn()
@@ -159,44 +166,27 @@ class _Phase:
         made = dict.fromkeys(name for step in steps for name in step.writes)
         inputs = [name for name in dict.fromkeys(n for step in steps for n in step.reads) if name not in made]
         outputs = [name for name in made if name in later] or list(made)[-1:]
-        why = self._causes(segment)
-        name = f"{self._phase.name}_{place}_{_verdict(segment)}"
+        why = reasons(self._seen, segment)
+        name = f"{self._phase.name}_{place}_{verdict(segment)}"
         nodes = [self._launch(step, segment, why.get(step.number, ())) for step in steps]
         function = helper.make_function(
             SEGMENTS, name, inputs, outputs, nodes, [helper.make_opsetid(OPS, 1)],
             value_info=[self._types[value] for value in [*inputs, *made]],
         )  # fmt: skip
-        about = self._about_segment(segment, why)
+        about = about_segment(self._seen, segment, why, self._predicted.chip)
         _say(function.metadata_props, about)
         node = helper.make_node(name, inputs, outputs, name=f"{self._phase.name}/segment {place}", domain=SEGMENTS)
         _say(node.metadata_props, about)
         return node, function
 
-    def _causes(self, segment: Segment) -> dict[int, tuple[Cause, ...]]:
-        if not isinstance(segment, DynamicSegment):
-            return {}
-        found = causes(self._seen, segment, segment.launches)
-        return {number: tuple(c for c in found if c.number == number) for number in segment.launches}
-
-    def _about_segment(self, segment: Segment, why: Mapping[int, Sequence[Cause]]) -> dict[str, str]:
-        spent = self._spent(segment.launches)
-        about = {"verdict": _verdict(segment), "launches": f"{len(segment.launches)}"} | _costs(spent)
-        if isinstance(segment, DynamicSegment):
-            return about | {"why": "\n".join(dict.fromkeys(_sentence(c) for found in why.values() for c in found))}
-        buckets = ", ".join(map(str, segment.key.buckets))
-        return about | {"graphs": f"for up to {buckets} rows" if segment.key.sizes else "one for every request"}
-
-    def _spent(self, numbers: Sequence[int]) -> Spending:
-        return spending(self._plan, self._phase, numbers, self._predicted.chip)
-
-    def _launch(self, step: _Step, segment: Segment, why: Sequence[Cause]) -> onnx.NodeProto:
+    def _launch(self, step: _Step, segment: Segment, why: Sequence[str]) -> onnx.NodeProto:
         launch = self._phase.launches[step.number]
         node = helper.make_node(launch.op, step.reads, step.writes, name=launch.name, domain=OPS)
-        shown = {**self._attributes(launch, step.number), "why": [_sentence(cause) for cause in why]}
+        shown = {**self._attributes(launch, step.number), "why": list(why)}
         # ONNX knows no type of an empty list.
         node.attribute.extend(helper.make_attribute(name, value) for name, value in shown.items() if value != [])
-        about = {"verdict": _verdict(segment), "launch": f"{step.number}"} | _costs(self._spent([step.number]))
-        _say(node.metadata_props, about)
+        about = {"verdict": verdict(segment), "launch": f"{step.number}"}
+        _say(node.metadata_props, about | costs(self._plan, self._phase, [step.number], self._predicted.chip))
         return node
 
     def _attributes(self, launch: Launch, number: int) -> dict[str, Any]:
@@ -207,45 +197,10 @@ class _Phase:
                 for name, value in sorted(launch.attributes.items())
             },
             "onnx_nodes": list(self._seen.nodes(number)),
-            "weights": [self._described(o) for o in held if o.space in ("weight", "constant")],
-            "states": [self._described(o) for o in held if o.space in ("state", "parameters")],
-            "kernels": list(_kernels(kernels(self._plan, self._phase, number))),
+            "weights": [described(self._plan, self._phase, o) for o in held if o.space in ("weight", "constant")],
+            "states": [described(self._plan, self._phase, o) for o in held if o.space in ("state", "parameters")],
+            "kernels": kernel_texts(self._plan, self._phase, number),
         }
-
-    def _described(self, operand: Operand) -> str:
-        name = f"{operand.role}: {operand_name(self._plan, self._phase, operand.space, operand.index)}"
-        if operand.space == "parameters":
-            return name
-        tables = {"weight": self._plan.weights, "constant": self._plan.constants, "state": self._plan.states}
-        entry = tables[operand.space][operand.index]
-        written = "" if operand.access == "read" else ", written"
-        return f"{name} {entry.dtype}{list(entry.shape)}{written}"
-
-
-def _verdict(segment: Segment) -> str:
-    return "dynamic" if isinstance(segment, DynamicSegment) else "static"
-
-
-def _sentence(cause: Cause) -> str:
-    return f"{cause.code.sentence}: " + " <- ".join(f"{KIND_WORDS[link.kind]} {link.name}" for link in cause.chain)
-
-
-def _costs(spent: Spending) -> dict[str, str]:
-    """Of one call of the rows and cached tokens that costs of the phase are given for."""
-    known = {"flops": f"{spent.flops}", "bytes": f"{spent.bytes}"}
-    known["costs are for"] = f"{spent.rows} rows after {spent.start} cached tokens"
-    copied = {"bytes to the host": spent.to_host, "bytes to the device": spent.to_device}
-    known |= {name: f"{amount}" for name, amount in copied.items() if amount}
-    return known | ({} if spent.seconds is None else {"predicted us": f"{spent.seconds * 1e6:.1f}"})
-
-
-def _kernels(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    for target, calls in found.items():
-        for call in calls:
-            rows = f" up to {call['rows']} rows" if call.get("rows") else ""
-            axes = ", ".join(f"{name} {value}" for name, value in call.get("axes", {}).items())
-            what = call.get("template") or call.get("callback") or call.get("routine") or ""
-            yield f"{target}{rows}: {call['type']} {what}{f' ({axes})' if axes else ''}".rstrip()
 
 
 def _axis(axis: Expression) -> int | str:

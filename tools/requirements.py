@@ -57,6 +57,7 @@ REQUIREMENTS = (
     Requirement("onnxruntime>=1.23", "onnxruntime", "ort", "verify --against"),
     Requirement("onnxruntime-gpu>=1.23", "onnxruntime", "ort-gpu", "verify --against; instead of onnxruntime"),
     Requirement("matplotlib>=3.10", "matplotlib", "plot", "bench --plot"),
+    Requirement("ai-edge-model-explorer>=0.1.34", "model_explorer", "explorer", "plans in Model Explorer"),
     Requirement("psutil>=7.0", "psutil", "dev", "working on hjgc"),
     Requirement("pyright[nodejs]>=1.1.414", "pyright", "dev", "working on hjgc"),
     Requirement("pytest>=8.4", "pytest", "dev", "working on hjgc"),

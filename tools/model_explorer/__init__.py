@@ -1,0 +1,1 @@
+"""A plan in Google's Model Explorer."""
