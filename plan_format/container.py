@@ -77,8 +77,15 @@ class Container:
 
 
 def write(path: Path, sections: Mapping[str, bytes]) -> None:
-    """Write the container; the file appears whole or not at all. Raises InputError where it cannot be written."""
-    write_atomically(path, encode(sections))
+    """Write the container; the file appears whole or not at all. Raises PlanError for a section that no reader would
+    take, InputError where it cannot be written."""
+    for kind, data in sections.items():
+        if data:
+            _check_length(kind, len(data), path)
+    whole = encode(sections)
+    if len(whole) > MAX_FILE_BYTES:
+        raise PlanError(path, f"expected at most {MAX_FILE_BYTES} bytes, found {len(whole)}", field="file")
+    write_atomically(path, whole)
 
 
 def encode(sections: Mapping[str, bytes]) -> bytes:
@@ -176,10 +183,14 @@ def _entry(raw: tuple[bytes, int, int, bytes], path: Path) -> Section:
     kind = name.rstrip(b"\0").decode("ascii", "replace")
     if kind not in KINDS:
         raise PlanError(path, f"expected one of {', '.join(KINDS)}, found {kind!r}", field="section table")
+    _check_length(kind, length, path)
+    return Section(kind, offset, length, sha256)
+
+
+def _check_length(kind: str, length: int, path: Path) -> None:
     limit = MAX_SECTION_BYTES.get(kind, MAX_FILE_BYTES)
     if not 0 < length <= limit:
         raise PlanError(path, f"expected 1 to {limit} bytes, found {length}", field=f"section {kind}")
-    return Section(kind, offset, length, sha256)
 
 
 def _check_order(sections: list[Section], path: Path) -> None:

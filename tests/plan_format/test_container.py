@@ -57,6 +57,17 @@ def test_an_absent_section_reads_as_no_bytes_and_an_empty_one_is_absent(path: Pa
     opened.close()
 
 
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(container.MAX_SECTION_BYTES, "plan", 9)
+    with pytest.raises(PlanError, match="section plan: expected 1 to 9 bytes, found 10"):
+        container.write(tmp_path / "x.hjg", SECTIONS)
+    monkeypatch.undo()
+    monkeypatch.setattr(container, "MAX_FILE_BYTES", 17287)
+    with pytest.raises(PlanError, match="file: expected at most 17287 bytes, found 17288"):
+        container.write(tmp_path / "x.hjg", SECTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kept", [0, 7, 8, 47, 48, 200, 4096, 12288, 17287])
 def test_a_file_cut_short_is_refused(path: Path, kept: int) -> None:
     os.truncate(path, kept)
