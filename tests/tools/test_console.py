@@ -1,4 +1,4 @@
-"""Is progress one line a stage, and stages that count not a hundred?"""
+"""Is progress one line a stage, stages that count not a hundred, and a table in a pipe a line a row?"""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def test_on_a_terminal_stages_that_count_share_a_line(monkeypatch: pytest.Monkey
     last = shown.getvalue().split("\x1b[2K")[-3:]
     assert "build 3 of 3 kernels" in "".join(last)
     assert not any("build 1 of 3" in line and "build 3 of 3" in line for line in last)
+
+
+TABLE = ("name", "bytes ", "what"), [("x", 3, "日本"), ("a longer [name]", 22, ""), ("z", "", "the last")]
+
+
+def test_a_table_in_a_pipe_is_as_on_a_terminal_with_room_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = console.table(*TABLE, right=("bytes ",))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert console.table(*TABLE, right=("bytes ",)) == piped
+
+
+def test_a_cell_of_two_lines_is_one_in_a_pipe() -> None:
+    assert console.table(("a", "b"), [("x\ny", 1)]).splitlines()[2:] == ["x\\ny   1"]
