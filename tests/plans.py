@@ -2,7 +2,9 @@
 
 `small_plan()` is a decoder of two layers written down by hand: phases `prefill` (1 to 16 tokens, in buckets) and
 `decode`, schedules `default`, `logits_processor` and (prefill) `prompt_only`. `weights_file(plan)` are bytes for the
-one file of weights that it names. With a `function` each phase calls it on the rows between the two layers.
+one file of weights that it names. With a `function` each phase calls it on the rows between the two layers, with
+`blocks` there are so many of three launches behind the layers, which share weights: a plan as long as the format has
+room for.
 """
 
 from __future__ import annotations
@@ -56,17 +58,30 @@ EPSILON = 1e-5
 FREQUENCIES = np.array([1.0, 0.01], dtype="<f4")
 CONSTANTS = FREQUENCIES.tobytes()
 """The constants section that goes with every small plan."""
+LAYER_WEIGHTS: dict[str, tuple[int, ...]] = {
+    "attention_norm": (HIDDEN,),
+    "qkv": ((HEADS + 2 * KV_HEADS) * HEAD_SIZE, HIDDEN),
+    "o": (HIDDEN, HEADS * HEAD_SIZE),
+    "mlp_norm": (HIDDEN,),
+    "gate_up": (2 * INNER, HIDDEN),
+    "down": (HIDDEN, INNER),
+}
 
 Place = tuple[Space, int]
 
 
 def small_plan(
-    *, buckets: Sequence[int] = BUCKETS, context: int = CONTEXT, layers: int = LAYERS, function: str = ""
+    *,
+    buckets: Sequence[int] = BUCKETS,
+    context: int = CONTEXT,
+    layers: int = LAYERS,
+    blocks: int = 0,
+    function: str = "",
 ) -> Plan:
     """A plan for the `cpu` target that `plan_format.verify` accepts; `layers` of float32 attention and gated MLP."""
     weights, states = _weights(layers), _states(layers, context)
-    prefill = _PhaseBuilder("prefill", weights, states, Size("tokens"), buckets, context, function)
-    decode = _PhaseBuilder("decode", weights, states, 1, (1,), context, function)
+    prefill = _PhaseBuilder("prefill", weights, states, Size("tokens"), buckets, context, blocks, function)
+    decode = _PhaseBuilder("decode", weights, states, 1, (1,), context, blocks, function)
     phases = (prefill.phase(), decode.phase())
     constants = (Constant("inverse_frequencies", "float32", FREQUENCIES.shape, 0, FREQUENCIES.nbytes),)
     arena = max(buffer.offset + buffer.bytes for phase in phases for buffer in phase.buffers)
@@ -120,14 +135,7 @@ def _random_bytes(weights: Sequence[Weight]) -> bytes:
 def _weights(layers: int) -> tuple[Weight, ...]:
     shapes: dict[str, tuple[int, ...]] = {"embed": (VOCABULARY, HIDDEN)}
     for layer in range(layers):
-        shapes |= {
-            f"{layer}.attention_norm": (HIDDEN,),
-            f"{layer}.qkv": ((HEADS + 2 * KV_HEADS) * HEAD_SIZE, HIDDEN),
-            f"{layer}.o": (HIDDEN, HEADS * HEAD_SIZE),
-            f"{layer}.mlp_norm": (HIDDEN,),
-            f"{layer}.gate_up": (2 * INNER, HIDDEN),
-            f"{layer}.down": (HIDDEN, INNER),
-        }
+        shapes |= {f"{layer}.{name}": shape for name, shape in LAYER_WEIGHTS.items()}
     shapes |= {"norm": (HIDDEN,), "head": (VOCABULARY, HIDDEN)}
     weights: list[Weight] = []
     offset = 0
@@ -164,10 +172,11 @@ class _PhaseBuilder:
         rows: Expression,
         buckets: Sequence[int],
         context: int,
+        blocks: int,
         function: str,
     ) -> None:
         self.name, self.rows, self.buckets, self.context = name, rows, tuple(buckets), context
-        self.function = function
+        self.blocks, self.function = blocks, function
         self.weights: dict[str, Place] = {weight.name: ("weight", i) for i, weight in enumerate(weights)}
         self.states: dict[str, Place] = {state.name: ("state", i) for i, state in enumerate(states)}
         self.layers = sum(state.kind == "full_cache" for state in states) // 2
@@ -228,6 +237,8 @@ class _PhaseBuilder:
             if self.function and layer == 0:
                 x, given = self.buffer("host", HIDDEN), x
                 self.launch("host", "host_function", x=given, y=x)
+        for block in range(self.layers, self.layers + self.blocks):
+            x = self._block(block, x)
         self.launch(
             "head",
             "vocabulary_logits",
@@ -244,9 +255,7 @@ class _PhaseBuilder:
 
     def _layer(self, layer: int, x: Place, cos: Place, sin: Place) -> Place:
         parameters: Place = ("parameters", 0)
-        weights = {
-            name.partition(".")[2]: place for name, place in self.weights.items() if name.startswith(f"{layer}.")
-        }
+        weights = {name: self.weights[f"{layer}.{name}"] for name in LAYER_WEIGHTS}
         caches = {role: self.states[f"{layer}.{role}"] for role in ("key_cache", "value_cache")}
         query = self.buffer(f"{layer}.query", HEADS, HEAD_SIZE)
         attended = self.buffer(f"{layer}.attended", HEADS * HEAD_SIZE)
@@ -287,6 +296,23 @@ class _PhaseBuilder:
         self.launch(f"{layer}.down", "linear", x=gated, weight=weights["down"], residual=middle, y=out)
         return out
 
+    def _block(self, block: int, x: Place) -> Place:
+        weights = {name: self.weights[f"0.{name}"] for name in LAYER_WEIGHTS}
+        gated, middle = self.buffer(f"{block}.gated", INNER), self.buffer(f"{block}.x", HIDDEN)
+        out = self.buffer(f"{block}.y", HIDDEN)
+        self.launch(
+            f"{block}.gate_up",
+            "gated_linear",
+            {"epsilon": EPSILON},
+            x=x,
+            norm_weight=weights["mlp_norm"],
+            weight=weights["gate_up"],
+            y=gated,
+        )
+        self.launch(f"{block}.down", "linear", x=gated, weight=weights["down"], y=middle)
+        self.launch(f"{block}.o", "linear", x=middle, weight=weights["o"], y=out)
+        return out
+
     def _schedules(self) -> tuple[Schedule, ...]:
         head, caller, sample = (len(self.launches) - n for n in (3, 2, 1))
         last_cache = max(n for n, launch in enumerate(self.launches) if launch.op == "attention_inputs")
@@ -313,18 +339,21 @@ class _PhaseBuilder:
         return StaticSegment(launches, CaptureKey(keys, self.buckets))
 
     def _buffers(self) -> tuple[Buffer, ...]:
-        """Each buffer at the lowest place that no buffer alive with it takes: bytes of dead buffers are used again."""
+        """Each buffer at the lowest place that no buffer alive with it takes: bytes of dead buffers are used again.
+        They were written down in the order of their first launches, so that one dead for one is dead for all after."""
+        users: list[list[int]] = [[] for _ in self.shapes]
+        for number, launch in enumerate(self.launches):
+            for operand in launch.operands:
+                if operand.space == "buffer":
+                    users[operand.index].append(number)
         placed: list[Buffer] = []
-        for index, (name, dtype, shape) in enumerate(self.shapes):
-            users = [n for n, launch in enumerate(self.launches) if _uses(launch, index)]
+        alive: list[Buffer] = []
+        for (name, dtype, shape), (first, *_, last) in zip(self.shapes, users, strict=True):
             size = ITEM_BYTES[dtype] * math.prod(evaluate(axis, {"tokens": self.buckets[-1]}) for axis in shape)
-            alive = [b for b in placed if b.last >= users[0] and b.first <= users[-1]]
-            placed.append(Buffer(name, dtype, shape, _lowest_gap(alive, size), size, users[0], users[-1]))
+            alive = [buffer for buffer in alive if buffer.last >= first]
+            placed.append(Buffer(name, dtype, shape, _lowest_gap(alive, size), size, first, last))
+            alive.append(placed[-1])
         return tuple(placed)
-
-
-def _uses(launch: Launch, buffer: int) -> bool:
-    return any(operand.space == "buffer" and operand.index == buffer for operand in launch.operands)
 
 
 def _lowest_gap(alive: Sequence[Buffer], size: int) -> int:

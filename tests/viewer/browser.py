@@ -76,6 +76,13 @@ class Browser:
     def keys(self, selector: str, *keys: str) -> None:
         self.one(selector).send_keys(*keys)
 
+    def wheel(self, selector: str, pixels: int) -> None:
+        """One turn of the wheel, downwards, over the middle of what is selected."""
+        box = self.one(selector).rect
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        turned = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0, "deltaY": pixels}
+        self._driver.execute_cdp_cmd("Input.dispatchMouseEvent", turned)
+
     def text(self, selector: str = "main") -> str:
         return self.one(selector).text
 
@@ -84,6 +91,8 @@ class Browser:
         return self.run("return [...document.querySelectorAll('.row .name')].map((row) => row.textContent)")
 
     def place(self) -> str:
+        """What the address holds, once it does not change any more."""
+        self.until("return waiting === 0")
         return self.run("return location.hash.slice(1)")
 
     def said(self) -> list[str]:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from hjgc.plan_format import load
+from hjgc.plan_format.reasons import ReasonCode
 from hjgc.tools.viewing.data import page_data
 from hjgc.tools.viewing.page import page
 from tests.plans import small_plan
 from tests.runtime.gpu_plan import write_gpu_plan
 from tests.tools.command_line import CommandLine, write_small_plan
-from tests.tools.plans_to_compare import compiled_plan, replace, write
+from tests.tools.plans_to_compare import compiled_plan, replace, with_reason, write
 from tests.viewer.browser import DOWN, ENTER, ESCAPE, RIGHT, Browser
 
 VIEWS = ("overview", "graph", "why", "memory", "templates")
@@ -183,22 +184,62 @@ def test_names_that_run_from_right_to_left_and_for_pages_stay_where_they_are(win
     assert window.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_of_a_hundred_thousand_launches_only_the_visible_rows_exist(window: Browser, tmp_path: Path) -> None:
-    with load(compiled_plan(tmp_path)) as file:
-        data = page_data(file)
-    for phase in data["phases"]:
-        kinds = phase["launches"]
-        phase["launches"] = [[f"launch {i}", *kinds[i % len(kinds)][1:]] for i in range(50_000)]
-        phase["folds"] = []
-        segment = phase["schedules"][0]["segments"][0] | {"launches": [[0, 49_999]], "count": 50_000}
-        phase["schedules"] = [{"name": "default", "segments": [segment]}]
-    window.open(written(data, tmp_path), "view=graph&phase=decode")
-    assert len(window.rows()) < 100
+LOADED = "return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+"""Milliseconds from asking for the page until its script has run, which is when a person can use it."""
+LAST = "[...document.querySelectorAll('.row .name')].at(-1).textContent"
+COUNT_INPUT = """
+  window.inputs = {wheel: 0, keydown: 0};
+  for (const kind of Object.keys(inputs)) addEventListener(kind, () => inputs[kind] += 1, {capture: true});
+  window.longest = 0;
+  let before = performance.now();
+  const frame = (now) => { longest = Math.max(longest, now - before); before = now; requestAnimationFrame(frame); };
+  requestAnimationFrame(frame);
+"""
+
+
+def test_of_a_hundred_thousand_launches_only_the_visible_rows_exist(window: Browser, long_page: Path) -> None:
+    for view in VIEWS:
+        window.open(long_page, f"view={view}&phase=decode")
+        assert window.run(LOADED) < 4000
+    window.click("[data-view=graph]")
+    window.all(".row.fold")[1].click()
+    assert len(window.rows()) < 100 and "▸ 16663" not in window.rows()
     window.run("document.querySelector('.list').scrollTop = 1e9")
-    window.until("return [...document.querySelectorAll('.row .name')].at(-1).textContent === 'launch 49999'")
+    window.until(f"return {LAST} === 'sample'")
+    assert len(window.rows()) < 100 and "▸ 16663" in window.rows()
+    window.keys("#search", "linear")
+    window.run("document.querySelector('.list').scrollTop = 1e9")
+    window.until(f"return {LAST} === '16663.o'")
     assert len(window.rows()) < 100
-    window.keys("#search", "launch 4999")
-    assert window.rows()[0] == "launch 4999" and len(window.rows()) == 11
+    window.keys("#search", ESCAPE, "16000.d")
+    assert window.rows() == ["16000.down"]
+
+
+def test_scrolling_through_a_hundred_thousand_launches_drops_no_input(window: Browser, long_page: Path) -> None:
+    window.open(long_page, "view=graph&phase=decode&search=linear")
+    window.run(COUNT_INPUT)
+    for _ in range(50):
+        window.wheel(".list", 2800)
+    window.until("return document.querySelector('.list').scrollTop === 50 * 2800")
+    window.until("return document.querySelector('#row-5000') !== null")
+    assert window.run("return [inputs.wheel, longest < 500]") == [50, True]
+    window.run("document.querySelector('#row-5000').click()")
+    window.keys(".list", *(DOWN for _ in range(300)))
+    assert window.run("return inputs.keydown") == 300
+    assert window.one(".row[aria-selected=true]").get_attribute("id") == "row-5300"
+    assert window.text(".detail h2") in window.rows()
+    assert "launch=" in window.place()
+
+
+def test_of_a_dynamic_segment_of_many_launches_the_first_reasons_are_shown(window: Browser, tmp_path: Path) -> None:
+    plan = with_reason(small_plan(blocks=1000), ReasonCode.UNBOUNDED_SIZE, "batch")
+    shown = viewed(write(plan, write_small_plan(tmp_path)), tmp_path)
+    window.open(shown, "view=why")
+    assert len(window.all(".cause")) == 101 and "and 2914 more launches" in window.text()
+    window.open(shown, "phase=decode&segment=0")
+    assert len(window.all(".detail .cause")) == 100 and "and 2914 more launches" in window.text(".detail")
+    window.open(shown, "phase=decode&launch=3000")
+    assert len(window.all(".detail .cause")) == 1
 
 
 def test_two_plans_stand_side_by_side_with_the_cause_of_what_differs(

@@ -48,7 +48,8 @@ def spending(plan: Plan, phase: Phase, numbers: Iterable[int], chip: Chip | None
     launches = [phase.launches[number] for number in numbers]
     on_device = [launch for launch in launches if not all_ops()[launch.op].host]
     costs = [launch_cost(plan, phase, launch, tokens=rows, start=start) for launch in on_device]
-    copies = [_copies(plan, phase, launch, rows, start) for launch in launches if launch not in on_device]
+    on_host = [launch for launch in launches if all_ops()[launch.op].host]
+    copies = [_copies(plan, phase, launch, rows, start) for launch in on_host]
     timed = sum(launch_seconds(cost, chip) for cost in costs) if chip is not None and costs else None
     return Spending(
         rows,

@@ -72,6 +72,13 @@ function table(titles, rows, right = []) {
 const section = (title, ...children) => el("section", {}, el("h2", {}, title), ...children);
 const pairs = (entries) => el("dl", {}, entries.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 
+// Of what is taller than a row, the first: a browser lays out thousands of elements at once, not a hundred thousand.
+const MOST = 100;
+const first = (entries, draw, rest) => [
+  ...entries.slice(0, MOST).map(draw),
+  ...(entries.length > MOST ? [el("p", { class: "note" }, `and ${entries.length - MOST} more ${rest}`)] : []),
+];
+
 // A list of any length, of which only the visible rows exist.
 class Rows {
   constructor(label, draw, activate) {
@@ -199,8 +206,7 @@ function graphRows() {
   if (wanted) {
     const found = [];
     const words = haystack(plan(), one);
-    const verdicts = verdictOf();
-    for (const number of verdicts.keys()) if (words[number].includes(wanted)) found.push({ kind: "launch", number, depth: 0 });
+    for (const number of verdictOf().keys()) if (words[number].includes(wanted)) found.push({ kind: "launch", number, depth: 0 });
     return found;
   }
   const rows = [];
@@ -232,11 +238,16 @@ function pushFold(rows, [first, length, times]) {
   }
 }
 
+const verdicts = new WeakMap();
 function verdictOf() {
-  const verdicts = new Map();
-  for (const [index, segment] of schedule().segments.entries())
-    for (const number of expand(segment.launches)) verdicts.set(number, [segment.verdict, index]);
-  return verdicts;
+  const of = schedule();
+  if (!verdicts.has(of)) {
+    const found = new Map();
+    for (const [index, segment] of of.segments.entries())
+      for (const number of expand(segment.launches)) found.set(number, [segment.verdict, index]);
+    verdicts.set(of, found);
+  }
+  return verdicts.get(of);
 }
 
 const total = (first, length) => {
@@ -397,7 +408,7 @@ function describeSegment({ segment, index }) {
 function why(phaseName, scheduleName, index, number = null) {
   const found = plan().dynamic.filter((d) => d.phase === phaseName && d.schedule === scheduleName && d.segment === index);
   const causes = found.flatMap((entry) => entry.causes);
-  return causes.filter((cause) => number === null || cause.launch === number).map(causeOf);
+  return first(causes.filter((cause) => number === null || cause.launch === number), causeOf, "launches, each with its own reason");
 }
 
 const causeOf = (cause) =>
@@ -549,18 +560,18 @@ function showWhy(main) {
   const of = plan();
   for (const name of of.missing) main.append(el("p", { class: "note" }, `Not known, the plan has no debug section: ${name}`));
   if (!of.dynamic.length) main.append(el("p", {}, "Nothing is dynamic: every launch replays."));
-  for (const entry of of.dynamic) {
-    const cost = entry.cost;
-    main.append(
-      section(
-        `${entry.phase}, schedule ${entry.schedule}, segment ${entry.segment}`,
-        el("p", {}, `for each token: ${onDevice(cost.per_token)} on the device, ${bytes(cost.per_token.to_host)} to the host, ${bytes(cost.per_token.to_device)} back`),
-        entry.causes.map(causeOf),
-        el("button", { type: "button", onclick: () => go({ view: "graph", phase: entry.phase, schedule: entry.schedule, segment: entry.segment, launch: null }) }, "Show in the graph"),
-      ),
-    );
-  }
+  main.append(...first(of.dynamic, segmentOf, "dynamic segments: the graph has all"));
   if (of.almost.length) main.append(section("Fusions that almost fired", table(["rule", "ONNX node", "what stopped it"], of.almost.map((a) => [a.rule, a.node, a.why]))));
+}
+
+function segmentOf(entry) {
+  const cost = entry.cost;
+  return section(
+    `${entry.phase}, schedule ${entry.schedule}, segment ${entry.segment}`,
+    el("p", {}, `for each token: ${onDevice(cost.per_token)} on the device, ${bytes(cost.per_token.to_host)} to the host, ${bytes(cost.per_token.to_device)} back`),
+    first(entry.causes, causeOf, "launches: the graph has the reason of each"),
+    el("button", { type: "button", onclick: () => go({ view: "graph", phase: entry.phase, schedule: entry.schedule, segment: entry.segment, launch: null }) }, "Show in the graph"),
+  );
 }
 
 function showMemory(main) {
@@ -571,20 +582,29 @@ function showMemory(main) {
   const arena = buffers.reduce((most, b) => Math.max(most, b[4] + b[3]), 1);
   const steps = Math.max(1, one.launches.length);
   let chosen = -1;
+  // All buffers, painted when the size changes; the one that is chosen goes on top of a copy.
+  const painted = document.createElement("canvas");
+  const fill = (pen, b, color) => {
+    const x = (canvas.width * b[5]) / steps;
+    const y = (canvas.height * b[4]) / arena;
+    const w = Math.max(1, (canvas.width * (b[6] + 1 - b[5])) / steps);
+    const h = Math.max(1, (canvas.height * b[3]) / arena);
+    pen.fillStyle = color;
+    pen.fillRect(x, y, w, h);
+  };
   const paint = () => {
-    const scale = window.devicePixelRatio || 1;
-    canvas.width = canvas.clientWidth * scale;
-    canvas.height = canvas.clientHeight * scale;
     const pen = canvas.getContext("2d");
     pen.clearRect(0, 0, canvas.width, canvas.height);
-    buffers.forEach((b, i) => {
-      const x = (canvas.width * b[5]) / steps;
-      const y = (canvas.height * b[4]) / arena;
-      const w = Math.max(1, (canvas.width * (b[6] + 1 - b[5])) / steps);
-      const h = Math.max(1, (canvas.height * b[3]) / arena);
-      pen.fillStyle = i === chosen ? "#d97706" : `hsl(${(i * 47) % 360} 45% 55%)`;
-      pen.fillRect(x, y, w, h);
-    });
+    if (painted.width && painted.height) pen.drawImage(painted, 0, 0);
+    if (chosen >= 0) fill(pen, buffers[chosen], "#d97706");
+  };
+  const paintAll = () => {
+    const scale = window.devicePixelRatio || 1;
+    painted.width = canvas.width = canvas.clientWidth * scale;
+    painted.height = canvas.height = canvas.clientHeight * scale;
+    const pen = painted.getContext("2d");
+    buffers.forEach((b, i) => fill(pen, b, `hsl(${(i * 47) % 360} 45% 55%)`));
+    paint();
   };
   const words = (b) => `${b[0]}: ${b[1]} ${shape(b[2])}, ${bytes(b[3])} at ${b[4]}, launches ${b[5]} to ${b[6]}`;
   canvas.addEventListener("pointermove", (event) => {
@@ -624,7 +644,7 @@ function showMemory(main) {
   main.append(section("States", states.box));
   states.show(plan().states);
   rows.show(buffers.map((_, i) => i));
-  new ResizeObserver(paint).observe(canvas);
+  new ResizeObserver(paintAll).observe(canvas);
 }
 
 function showTemplates(main) {
@@ -703,9 +723,24 @@ function read() {
   place.view = VIEWS.some(([name]) => name === asked) ? asked : "overview";
 }
 
+// Browsers stop taking changes of the address after a hundred or two within seconds, which an arrow key held down
+// reaches: those that follow one another within so many milliseconds are one.
+const PAUSE = 300;
+let waiting = 0;
+function address() {
+  const wanted = `#${spell()}`;
+  if (wanted !== location.hash) history.replaceState(null, "", wanted);
+}
+
 function go(changes, quietly = false) {
   Object.assign(place, changes);
-  history.replaceState(null, "", `#${spell()}`);
+  if (!waiting) {
+    address();
+    waiting = setTimeout(() => {
+      waiting = 0;
+      address();
+    }, PAUSE);
+  }
   if (!quietly) render();
 }
 
