@@ -31,6 +31,9 @@ HostFunction = Callable[[NDArray[np.float32]], "NDArray[np.float32] | None"]
 Callback = Callable[..., "NDArray[np.float32] | None"]
 """Either of them."""
 
+Ids = Sequence[int] | NDArray[np.int32]
+"""Token ids."""
+
 
 @dataclass(frozen=True)
 class MemoryRef:
@@ -83,11 +86,12 @@ class Backend(Protocol):
         """Where `digest` computes: `device`, `host`, or `host: ` and why."""
         ...
 
-    def write_parameters(self, values: Mapping[str, int | float]) -> None:
-        """Set fields of the parameter block, before the launches issued after this call."""
+    def write_parameters(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
+        """Set fields of the parameter block, and begin the history with the ids of a prompt if there is one, before
+        the launches issued after this call."""
         ...
 
-    def write_history(self, offset: int, ids: Sequence[int]) -> None:
+    def write_history(self, offset: int, ids: Ids) -> None:
         """Put token ids into the history from `offset` on."""
         ...
 

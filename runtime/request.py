@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import index
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,18 +100,18 @@ class Request:
         """Read a prompt of 1 to `context` tokens and choose the first token of the answer. `sampling` sets fields of
         SAMPLING; the others take the values given there. Begins the history anew. Raises RunError."""
         self._check_active()
-        ids = self._checked_prompt(ids)
+        prompt = self._checked_prompt(ids)
         parameters = _parameters(sampling)
-        chunks = list(self._chunks(len(ids)))
+        chunks = list(self._chunks(len(prompt)))
         self._ticket.check()
         self._overrun()
         self._position, self._answering = 0, False
         with self._router.turn():
             step = self._router.begin()
-            self._backend.write_history(0, ids)
             for number, tokens in enumerate(chunks):
                 schedule = self._schedule if number == len(chunks) - 1 else "prompt_only"
-                self._backend.write_parameters({**parameters, "start": self._position, "length": tokens})
+                fields = {**parameters, "start": self._position, "length": tokens}
+                self._backend.write_parameters(fields, prompt if number == 0 else None)
                 self._run("prefill", schedule, tokens, self._position, step)
                 parameters = {}
                 self._position += tokens
@@ -236,7 +238,7 @@ class Request:
         if not self._answering:
             raise RunError("expected a request with its prompt read, found none; call prefill(ids, sampling) first")
 
-    def _checked_prompt(self, ids: Sequence[int]) -> list[int]:
+    def _checked_prompt(self, ids: Sequence[int]) -> NDArray[np.int32]:
         model = self._plan.model
         if not len(ids):
             raise RunError("expected a prompt of at least one token, found an empty one; begin with the model's bos_id")
@@ -246,16 +248,25 @@ class Request:
                 "compile the model with a larger --context"
             )
         try:
-            tokens = [index(token) for token in ids]
+            tokens = _integers(ids)
         except TypeError as error:
             raise RunError(f"expected token ids, found others: {error}; encode text with the tokenizer first") from None
-        if min(tokens) < 0 or max(tokens) >= model.vocab_size:
+        if tokens.min() < 0 or tokens.max() >= model.vocab_size:
             place = next(i for i, token in enumerate(tokens) if not 0 <= token < model.vocab_size)
             raise RunError(
                 f"expected token ids from 0 to {model.vocab_size - 1}, found {tokens[place]} at place {place} of the "
                 "prompt; does the tokenizer belong to this model?"
             )
-        return tokens
+        return tokens.astype(np.int32)
+
+
+def _integers(ids: Sequence[int]) -> NDArray[Any]:
+    """At once where numpy takes them for integers; one by one where it does not. Raises TypeError."""
+    with suppress(ValueError):  # a list of lists
+        found = np.asarray(ids)
+        if found.dtype.kind in "iu" and found.ndim == 1:
+            return found
+    return np.array([index(token) for token in ids], object)
 
 
 def _why_not_ahead(

@@ -155,6 +155,8 @@ def reason(axes: Axes) -> str | None:
         return f"expected a head size that is a multiple of 16, found {axes['head_size']}"
     if int(axes["rows"]) != heads * int(axes["head_size"]):
         return f"expected rows of {heads} heads of {axes['head_size']}, found {axes['rows']}"
+    if axes["head_norm"] is True and axes["height"]:
+        return f"expected tiles of all rows that are multiplied where heads are normalised, found {axes['height']}"
     if axes["head_norm"] is True and octets_of_tile(axes) % (half(axes) // OCTET):
         return f"expected tiles of whole heads where heads are normalised, found {tile_rows(axes)} rows"
     return refuse(axes, own_bytes(axes))

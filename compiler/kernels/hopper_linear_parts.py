@@ -21,13 +21,13 @@ __device__ __forceinline__ void finish(Sums& sums, const Tile& tile, int count, 
     float* part = parts + (u64)tile.split * CAPACITY_ROWS * ROWS;
     #pragma unroll
     for (int s = 0; s < SLABS; ++s) {
-        int row = tile.row + (warp / 4 * SLABS + s) * 64 + warp % 4 * 16 + lane / 4;
+        int row = tile.row + (warp / 4 * SLABS + s) * 64 + warp % 4 * 16 + lane / 4, end = min(ROWS, tile.row + TILE_M);
         #pragma unroll
         for (int i = 0; i < TILE_N / 4; ++i) {
             int token = tile.token + i / 2 * 8 + lane % 4 * 2 + i % 2;
             float* line = part + (u64)token * ROWS + row;
-            if (token < count && row < ROWS) line[0] = sums[s][i / 2 * 4 + i % 2];
-            if (token < count && row + 8 < ROWS) line[8] = sums[s][i / 2 * 4 + 2 + i % 2];
+            if (token < count && row < end) line[0] = sums[s][i / 2 * 4 + i % 2];
+            if (token < count && row + 8 < end) line[8] = sums[s][i / 2 * 4 + 2 + i % 2];
         }
     }
 }

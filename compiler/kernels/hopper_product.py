@@ -57,6 +57,7 @@ PRODUCT_AXES = {
     "block_n": OneOf(tuple(range(8, 257, 8))),
     "warpgroups": OneOf((1, 2, 3)),
     "slabs": OneOf((1, 2, 3, 4)),
+    "height": Whole(0, 768),
     "stages": Whole(2, 16),
     "share": OneOf(("none", "x", "weight")),
     "blocks": Whole(2, 1 << 16),
@@ -65,13 +66,18 @@ PRODUCT_AXES = {
     "pdl": OneOf((False, True)),
 }
 """The weight is [rows, columns], x lies in a buffer of `row_capacity` rows of which up to `tokens` count. A tile is
-`warpgroups` x `slabs` x 64 weight rows by `block_n` tokens. `share`: which operand two blocks of a cluster share.
+`warpgroups` x `slabs` x 64 weight rows by `block_n` tokens; or only the first `height` of those rows, if it is not 0,
+so that rows can be dealt out evenly where memory sets the pace. `share`: which operand two blocks of a cluster share.
 `blocks`: of the grid at most; `resident`: how many should fit on a multiprocessor, as far as registers go. The
 successor may start once the last copies but `lead` of every block are on their way: only then is it worth its place."""
 
 
-def tile_rows(axes: Axes) -> int:
+def multiplied_rows(axes: Axes) -> int:
     return int(axes["warpgroups"]) * int(axes["slabs"]) * SLAB
+
+
+def tile_rows(axes: Axes) -> int:
+    return int(axes["height"]) or multiplied_rows(axes)
 
 
 def cluster(axes: Axes) -> int:
@@ -110,9 +116,11 @@ def stage_bytes(axes: Axes) -> int:
 
 
 def shared_bytes(axes: Axes, own: int) -> int:
-    """The ring, what `finish` needs for its own, two barriers a stage, and room to begin at a multiple of 1024."""
+    """The ring, what `finish` needs for its own, two barriers a stage, and room to begin at a multiple of 1024; and as
+    much behind the ring as is multiplied beyond its last tile."""
     stages = int(axes["stages"])
-    return 1024 + stages * stage_bytes(axes) + own + 16 * stages
+    beyond = (multiplied_rows(axes) - tile_rows(axes) - int(axes["block_n"])) * DEPTH * ITEM
+    return 1024 + stages * stage_bytes(axes) + max(own + 16 * stages, beyond)
 
 
 def staging_bytes(axes: Axes, halves: int) -> int:
@@ -126,6 +134,8 @@ def refuse(axes: Axes, own: int) -> str | None:
     shared = shared_bytes(axes, own)
     if int(axes["rows"]) % 8 or int(axes["columns"]) % 8:
         return f"expected rows and columns that are multiples of 8, found {axes['rows']} and {axes['columns']}"
+    if int(axes["height"]) % (2 * OCTET) or not 0 <= multiplied_rows(axes) - tile_rows(axes) < SLAB:
+        return f"expected a height in multiples of {2 * OCTET} that needs every slab, found {axes['height']}"
     if int(axes["tokens"]) > int(axes["row_capacity"]):
         return f"expected tokens up to row_capacity {axes['row_capacity']}, found {axes['tokens']}"
     if axes["share"] == "weight" and token_tiles(axes) % 2:
@@ -542,6 +552,7 @@ __device__ __forceinline__ void run(
 
 PAIRS = r"""
 constexpr int ALL_OCTETS = ROWS / 16;
+constexpr int TILE_OCTETS = TILE_M / 16;
 
 // The octet of pairs that this warp holds in slab `slab` of its warpgroup, and the first octet of the warpgroup.
 __device__ __forceinline__ int first_octet(const Tile& tile) { return tile.row / 16 + threadIdx.x / 128 * SLABS * 4; }
@@ -582,7 +593,8 @@ __device__ __forceinline__ void finish_pairs(
         for (int i = mine; i < 32 * PIECES; i += 128) {
             int line = i / PIECES, piece = i % PIECES, token = tile.token + first + line;
             int octet = first_octet(tile) + piece % (SLABS * 4);
-            if (first + line < TILE_N && token < count && octet < ALL_OCTETS)
+            bool counts = octet < ALL_OCTETS && octet < tile.row / 16 + TILE_OCTETS;
+            if (first + line < TILE_N && token < count && counts)
                 *(uint4*)place(token, octet, piece / (SLABS * 4)) = *(const uint4*)(buffer + line * PITCH + piece * 16);
         }
         meet(1 + group, 128);

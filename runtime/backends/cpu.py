@@ -22,7 +22,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import DTypes, Launch, Operand, Phase
-from hjgc.runtime.backend import Callback, MemoryRef, digest_of
+from hjgc.runtime.backend import Callback, Ids, MemoryRef, digest_of
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
 from hjgc.runtime.parameters import Parameters
@@ -73,12 +73,14 @@ class CpuBackend:
         }
         self._states = {state.name: tensor for state, tensor in zip(plan.states, self._tables["state"], strict=True)}
 
-    def write_parameters(self, values: Mapping[str, int | float]) -> None:
+    def write_parameters(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
+        if prompt is not None:
+            self.write_history(0, prompt)
         for name, value in values.items():
             setattr(self._parameters.fields, name, value)
 
-    def write_history(self, offset: int, ids: Sequence[int]) -> None:
-        self._states["history"][offset : offset + len(ids)] = torch.tensor(ids, dtype=torch.int32)
+    def write_history(self, offset: int, ids: Ids) -> None:
+        self._states["history"][offset : offset + len(ids)] = torch.as_tensor(ids, dtype=torch.int32)
 
     def run(
         self,

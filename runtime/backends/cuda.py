@@ -7,7 +7,6 @@ is needed, nor a compiler.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,21 +20,18 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
 from hjgc.plan_format.structs import Operand, Plan, State
-from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef, digest_of
+from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, digest_of
 from hjgc.runtime.backends.cuda_code import Code
-from hjgc.runtime.backends.cuda_digest import Digests, Place
+from hjgc.runtime.backends.cuda_digest import Digests
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, DriverError, Handle
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
+from hjgc.runtime.backends.cuda_parameters import Parameters, room_needed
 from hjgc.runtime.backends.cuda_rows import Rows
 from hjgc.runtime.backends.cuda_staging import Tokens, Uploads
 from hjgc.runtime.backends.cuda_timing import Timing
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES, load_weights
 from hjgc.runtime.backends.element_types import from_float32, to_float32
-
-PACKING = {"int32": "i", "uint32": "I", "float32": "f"}
-PARAMETER = 4
-"""Bytes of every field of the parameter block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +107,9 @@ class CudaBackend:
     def _open_staging(self) -> None:
         """Page-locked slots for what goes up with each prompt and down with each token."""
         self._states = {state.kind: (i, state) for i, state in reversed(list(enumerate(self._plan.states)))}
-        self._fields = {field.name: field for field in self._plan.parameters.fields}
-        history = self._states["token_history"][1].bytes if "token_history" in self._states else 0
-        self._uploads = Uploads(self._driver, self._stream, max(history, self._plan.parameters.bytes))
+        self._uploads = Uploads(self._driver, self._stream, room_needed(self._plan, self._memory))
         self._undo.append(self._uploads.close)
+        self._parameters = Parameters(self._plan, self._memory, self._uploads)
         self._tokens: Tokens | None = None
         if "sampled" in self._states:
             index, _ = self._states["sampled"]
@@ -144,23 +139,13 @@ class CudaBackend:
     def name(self) -> str:
         return self._target
 
-    def write_parameters(self, values: Mapping[str, int | float]) -> None:
-        """Fields that lie side by side travel in one copy; those not named keep what the device may have written."""
+    def write_parameters(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
         self._driver.make_current()
-        fields = sorted((self._fields[name] for name in values), key=lambda field: field.offset)
-        first = 0
-        for i, field in enumerate(fields, 1):
-            if i == len(fields) or fields[i].offset != field.offset + PARAMETER:
-                run = fields[first:i]
-                packed = struct.pack("<" + "".join(PACKING[f.dtype] for f in run), *(values[f.name] for f in run))
-                self._uploads.write(self._memory.field_address(run[0].name), np.frombuffer(packed, np.uint8))
-                first = i
+        self._parameters.write(values, prompt)
 
-    def write_history(self, offset: int, ids: Sequence[int]) -> None:
+    def write_history(self, offset: int, ids: Ids) -> None:
         self._driver.make_current()
-        index, _ = self._state("token_history")
-        data = np.array(ids, np.int32).view(np.uint8)
-        self._uploads.write(self._memory.address("state", index) + 4 * offset, data)
+        self._parameters.write_history(offset, ids)
 
     def run(
         self,
@@ -285,10 +270,9 @@ class CudaBackend:
 
     def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, Bytes]:
         self._driver.make_current()
-        return {ref: self._read(self._memory.spans(ref, start, tokens)) for ref in refs}
+        return {ref: self._read(*self._memory.place(ref, start, tokens)) for ref in refs}
 
-    def _read(self, spans: Sequence[tuple[int, int]]) -> Bytes:
-        address, pitch, width, rows = place_of(spans)
+    def _read(self, address: int, pitch: int, width: int, rows: int) -> Bytes:
         if rows == 1:
             return self._memory.read(address, width)
         return self._driver.read_rows(address, pitch, width, rows, self._stream)
@@ -297,7 +281,7 @@ class CudaBackend:
         if self._digests is None:
             return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
         self._driver.make_current()
-        places = [place_of(self._memory.spans(ref, start, tokens)) for ref in refs]
+        places = [self._memory.place(ref, start, tokens) for ref in refs]
         return dict(zip(refs, self._digests.of(places), strict=True))
 
     def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: int) -> None:
@@ -311,11 +295,13 @@ class CudaBackend:
     def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
         self._driver.make_current()
         for ref in refs:
-            self._driver.fill_rows(*place_of(self._memory.spans(ref, start, tokens)), value, self._stream)
+            self._driver.fill_rows(*self._memory.place(ref, start, tokens), value, self._stream)
 
     def send_token(self) -> int:
         self._driver.make_current()
-        return self._sampled().send()
+        ticket = self._sampled().send()
+        self._uploads.settle()
+        return ticket
 
     def read_token(self, ticket: int) -> int:
         self._driver.make_current()
@@ -371,10 +357,3 @@ class CudaBackend:
             if self._undo:
                 undo.callback(self._driver.make_current)
             self._undo = []
-
-
-def place_of(spans: Sequence[tuple[int, int]]) -> Place:
-    """(address, pitch, width, rows) of spans of equal size, equally far apart, as all are that memory hands out."""
-    (address, size), pitch = spans[0], spans[1][0] - spans[0][0] if len(spans) > 1 else spans[0][1]
-    assert all(span == (address + i * pitch, size) for i, span in enumerate(spans))
-    return address, pitch, size, len(spans)

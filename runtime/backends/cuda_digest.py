@@ -15,15 +15,13 @@ from contextlib import ExitStack
 import numpy as np
 
 from hjgc.runtime.backends.cuda_driver import Driver, Handle, LaunchShape
+from hjgc.runtime.backends.cuda_memory import Place
 
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 THREADS = 256
 MOST_BLOCKS = 512
 PLACES = 1024
 """Digests that are made before their sums are read."""
-
-Place = tuple[int, int, int, int]
-"""Address, pitch, width and rows: `width` bytes of each of so many rows, `pitch` bytes apart."""
 
 _ENTRY = """
 .visible .entry {name}(.param .u64 address, .param .u64 pitch, .param .u64 count, .param .u64 out)
@@ -111,6 +109,7 @@ class Digests:
         self._values = (ctypes.c_uint64 * 4)()
         first = ctypes.addressof(self._values)
         self._parameters = (ctypes.c_uint64 * 4)(*(first + 8 * i for i in range(4)))
+        self._configs: dict[tuple[int, int], Handle] = {}
 
     def close(self) -> None:
         self._driver.unload_module(self._module)
@@ -135,7 +134,10 @@ class Digests:
         count = width // item
         blocks = max(1, min(MOST_BLOCKS, -(-count // THREADS)))
         self._values[:] = address, pitch, count, out
-        config = self._driver.configure(LaunchShape((blocks, rows, 1), THREADS, 0), False, self._stream)
+        config = self._configs.get((blocks, rows))
+        if config is None:
+            config = self._driver.configure(LaunchShape((blocks, rows, 1), THREADS, 0), False, self._stream)
+            self._configs[blocks, rows] = config
         function = self._by_words if item == 4 else self._by_bytes
         self._driver.launch(config, function, ctypes.addressof(self._parameters))
 

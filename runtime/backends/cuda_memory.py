@@ -1,7 +1,8 @@
 """Where on the device does each part of a plan live?
 
 One allocation for what lasts (weights, constants, states, the parameter block), one for the arena. Every address is a
-multiple of 256, which kernels rely on.
+multiple of 256, which kernels rely on. The token history lies right behind the parameter block: a prompt changes both,
+and one copy brings them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from hjgc.runtime.backend import MemoryRef
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 
 ALIGNMENT = 256
+
+Place = tuple[int, int, int, int]
+"""Address, pitch, width and rows: `width` bytes of each of so many rows, `pitch` bytes apart."""
 
 
 def lay_out(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -36,8 +40,11 @@ class DeviceMemory:
         self._driver, self._plan, self._stream = driver, plan, stream
         pieces: list[tuple[str, int, int]] = [("weight", i, weight.bytes) for i, weight in enumerate(plan.weights)]
         pieces += [("constant", i, constant.length) for i, constant in enumerate(plan.constants)]
-        pieces += [("state", i, state.bytes) for i, state in enumerate(plan.states)]
+        histories = [i for i, state in enumerate(plan.states) if state.kind == "token_history"]
+        others = [i for i in range(len(plan.states)) if i not in histories]
+        pieces += [("state", i, plan.states[i].bytes) for i in others]
         pieces.append(("parameters", 0, plan.parameters.bytes))
+        pieces += [("state", i, plan.states[i].bytes) for i in histories]
         offsets, total = lay_out([size for _, _, size in pieces])
         self._lasting = driver.allocate(total)
         try:
@@ -85,23 +92,28 @@ class DeviceMemory:
         }
 
     def spans(self, ref: MemoryRef, start: int, tokens: int) -> list[tuple[int, int]]:
-        """(address, bytes) of what a snapshot of `ref` holds: of a full cache the rows `start` to `start + tokens` of
-        each head, of a buffer its shape for `tokens` rows, of anything else all of it."""
+        """(address, bytes) of the rows of `place`."""
+        address, pitch, width, rows = self.place(ref, start, tokens)
+        return [(address + i * pitch, width) for i in range(rows)]
+
+    def place(self, ref: MemoryRef, start: int, tokens: int) -> Place:
+        """Where that is which a snapshot of `ref` holds: of a full cache the rows `start` to `start + tokens` of each
+        head, of a buffer its shape for `tokens` rows, of anything else all of it."""
         base = self.address(ref.space, ref.index, ref.phase)
         if ref.space == "buffer":
             buffer = self._plan.phase(ref.phase).buffers[ref.index]
             size = ITEM_BYTES[buffer.dtype]
             for axis in buffer.shape:
                 size *= evaluate(axis, {"tokens": tokens, "start": start, "length": tokens})
-            return [(base, size)]
+            return base, size, size, 1
         if ref.space == "state":
-            return _state_spans(self._plan.states[ref.index], base, start, tokens)
-        return [(base, self._plan.parameters.bytes)]
+            return _state_place(self._plan.states[ref.index], base, start, tokens)
+        return base, self._plan.parameters.bytes, self._plan.parameters.bytes, 1
 
 
-def _state_spans(state: State, base: int, start: int, tokens: int) -> list[tuple[int, int]]:
+def _state_place(state: State, base: int, start: int, tokens: int) -> Place:
     if state.kind != "full_cache":
-        return [(base, state.bytes)]
+        return base, state.bytes, state.bytes, 1
     heads, rows, size = state.shape
     row = size * ITEM_BYTES[state.dtype]
-    return [(base + (head * rows + start) * row, tokens * row) for head in range(heads)]
+    return base + start * row, rows * row, tokens * row, heads

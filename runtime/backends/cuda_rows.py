@@ -34,6 +34,7 @@ class Rows:
 
     def refresh(self) -> None:
         """Variants came."""
+        self._most: dict[tuple[str, int], int] = {}
         self._ready = {
             phase: [span for span, variants in found if all(map(self._loaded, variants))]
             for phase, found in self._spans.items()
@@ -41,7 +42,10 @@ class Rows:
 
     def most(self, phase: str, rows: int) -> int:
         """The most rows, up to `rows`, that a call may have; 0 if none."""
-        return max((min(rows, last) for first, last in self._ready[phase] if first <= rows), default=0)
+        if (phase, rows) not in self._most:
+            fitting = (min(rows, last) for first, last in self._ready[phase] if first <= rows)
+            self._most[phase, rows] = max(fitting, default=0)
+        return self._most[phase, rows]
 
     def missing(self, phase: str, rows: int) -> tuple[int, ...]:
         """The variants that a call of so many rows lacks."""

@@ -2,7 +2,8 @@
 
 Copies from or to ordinary memory make the host wait while the driver stages them; from page-locked memory they take
 their place in the stream and the call returns. So there are a few page-locked slots for each direction, used in turn,
-each with an event that says when it is free, or filled.
+each with an event that says when it is free, or filled. Whatever can wait until the step is launched, does: a prompt
+costs the host one copy before its first kernel.
 
 Waiting for a token is `cuEventSynchronize` at once. The events are not made for blocking waits
 (`CU_EVENT_BLOCKING_SYNC`), so the thread spins in the driver and sees the token within a microsecond or so, and the
@@ -60,26 +61,50 @@ class Slots:
 
 
 class Uploads:
-    """Small writes to the device, in the order of a stream. For one thread at a time."""
+    """Small writes to the device, in the order of a stream: fill a room and `send` it, and `settle` when nothing is
+    urgent. For one thread at a time."""
 
     def __init__(self, driver: Driver, stream: Handle, size: int) -> None:
         """`size`: the most bytes that one write may have."""
         self._driver, self._stream = driver, stream
         self._slots = Slots(driver, SLOTS, size)
-        self._used = [False] * SLOTS
+        self._next = self._slots.next()
+        self._sent: list[int] = []
+        """Slots whose events are still to be recorded."""
+        self._busy = [False] * SLOTS
+        """Whether a slot's event has to be waited for."""
         self.bytes, self.close = self._slots.bytes, self._slots.close
+
+    def room(self) -> Bytes:
+        """What the next `send` copies from, free to be changed until then."""
+        if self._next in self._sent:
+            self.settle()
+        self._free_next()
+        return self._slots.pieces[self._next]
+
+    def send(self, address: int, size: int) -> None:
+        """Copy the first bytes of the room to the device."""
+        self._driver.send(address, self._slots.pieces[self._next][:size], self._stream)
+        self._sent.append(self._next)
+        self._next = self._slots.next()
 
     def write(self, address: int, data: Bytes) -> None:
         """Copy the data, which may be changed as soon as this returns."""
-        number = self._slots.next()
-        event = self._slots.events[number]
-        if self._used[number]:
-            self._driver.wait_event(event)
-        piece = self._slots.pieces[number][: data.nbytes]
-        piece[:] = data
-        self._driver.send(address, piece, self._stream)
-        self._driver.record(event, self._stream)
-        self._used[number] = True
+        self.room()[: data.nbytes] = data
+        self.send(address, data.nbytes)
+
+    def settle(self) -> None:
+        """Let the events of what was sent stand for all that the stream holds by now, and free the next room."""
+        for number in self._sent:
+            self._driver.record(self._slots.events[number], self._stream)
+            self._busy[number] = True
+        self._sent.clear()
+        self._free_next()
+
+    def _free_next(self) -> None:
+        if self._busy[self._next]:
+            self._driver.wait_event(self._slots.events[self._next])
+            self._busy[self._next] = False
 
 
 class Tokens:

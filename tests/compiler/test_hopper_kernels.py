@@ -19,8 +19,8 @@ from hjgc.plan_format.structs import Operand, TensorMapArgument
 
 Axes = dict[str, AxisValue]
 TILE: Axes = {
-    "dtype": "float16", "row_capacity": 64, "tokens": 40, "block_n": 40, "warpgroups": 2, "slabs": 1, "stages": 3,
-    "share": "none", "blocks": 132, "resident": 1, "lead": 0, "pdl": True,
+    "dtype": "float16", "row_capacity": 64, "tokens": 40, "block_n": 40, "warpgroups": 2, "slabs": 1, "height": 0,
+    "stages": 3, "share": "none", "blocks": 132, "resident": 1, "lead": 0, "pdl": True,
 }  # fmt: skip
 PARTS: Axes = TILE | {"rows": 200, "columns": 328, "splits": 2}
 GATED: Axes = TILE | {"rows": 1376, "columns": 256, "bias": False}

@@ -49,6 +49,8 @@ PRODUCTS: Mapping[str, tuple[str, dict[str, int]]] = {
 }
 SHORT = 8
 """Layers of a chain of one product: more than the L2 cache holds."""
+TRIED = 14
+"""Other tiles of each product that a search measures."""
 
 
 def chosen(rows: int) -> dict[str, Choice]:
@@ -178,19 +180,28 @@ def show(measure: Pass, lengths: Iterable[int]) -> None:
 def search(measure: Pass, top: int) -> None:
     """Prints the best products of the range that ends at `top`, found one product after another."""
     best = chosen(top)
-    shortest = measure.time(best, top, 7)[3]
+    shortest = first = measure.time(best, top, 9)[4]
     for step, (op, _) in PRODUCTS.items():
         name, axes = best[step]
-        tried = [(name, {**axes, **tile}) for tile in other_tiles(op, axes)]
+        tried = [(name, {**axes, **tile}) for tile in other_tiles(op, axes, TRIED)]
         measure.codes.build(tried)
         for choice in tried:
             time = measure.time({**best, step: choice}, top, 7)[3]
             if time < 0.997 * shortest:
                 best, shortest = {**best, step: choice}, time
-    print(f"{top}: {shortest:.3f} ms, {shortest / floor(top):.2f} of the floor")
+    print(f"{top}: {first:.3f} -> {shortest:.3f} ms, {shortest / floor(top):.2f} of the floor")
     for step, (_, axes) in best.items():
-        names = ("warpgroups", "slabs", "block_n", "stages", "share", "lead", "splits")
-        print(f"    {step}: {', '.join(repr(axes[name]) for name in names if name in axes)}", flush=True)
+        print(f"    {step}: {_row(axes)}", flush=True)
+
+
+def _row(axes: Axes) -> str:
+    """As the table of tiles says it."""
+    names = ("warpgroups", "slabs", "block_n", "stages", "share", "lead", "splits", "height")
+    values = [str(axes.get(name, 0)).replace("'", '"') for name in names]
+    values[4] = f'"{values[4]}"'
+    while values[-1] == "0" and len(values) > 6:
+        values.pop()
+    return f"_tile({', '.join(values)})"
 
 
 def main(arguments: list[str]) -> None:

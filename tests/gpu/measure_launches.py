@@ -1,10 +1,10 @@
 """How far are predicted times of launches from what they take on this card?
 
-    measure_launches.py PLAN        the plan's weights beside it; prints microseconds by kind of launch
+    measure_launches.py PLAN [ROWS ...]     the plan's weights beside it; prints microseconds by kind of launch
 
 Launches of one kind, a layer's each, run one behind the other while the device is still busy with a whole step, so that
-the host is ahead; 128 rows of a prompt, and one row after 512 cached tokens. The last line of each is the median error
-over all launches.
+the host is ahead; one row after 512 cached tokens, and 128 rows of a prompt or those given. Beside what is predicted
+stand its parts: moving bytes, and computing. The last line of each is the median error over all launches.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def took(backend: Any, phase: str, whole: Sequence[int], part: Sequence[int], ro
     return median(times)
 
 
-def show(backend: Any, plan: Plan, phase: Phase) -> None:
-    chip, (rows, start) = prediction(plan).chip, representative(phase)
+def show(backend: Any, plan: Plan, phase: Phase, rows: int, start: int) -> None:
+    chip = prediction(plan).chip
     assert chip is not None
     ids = np.random.default_rng(0).integers(0, plan.model.vocab_size, start + rows).tolist()
     backend.write_history(0, ids)
@@ -62,22 +62,25 @@ def show(backend: Any, plan: Plan, phase: Phase) -> None:
     errors: list[float] = []
     print(f"{phase.name}, {rows} rows after {start}")
     for kind, numbers in found.items():
-        seconds = [
-            launch_seconds(launch_cost(plan, phase, phase.launches[n], tokens=rows, start=start), chip) for n in numbers
-        ]
-        predicted, measured = median(seconds) * 1e6, took(backend, phase.name, whole, numbers, rows)
+        # All of a kind cost the same: the layers of a model are alike.
+        cost = launch_cost(plan, phase, phase.launches[numbers[0]], tokens=rows, start=start)
+        predicted, measured = launch_seconds(cost, chip) * 1e6, took(backend, phase.name, whole, numbers, rows)
         errors += [predicted / measured - 1] * len(numbers)
+        parts = f"bytes {cost.bytes / chip.read * 1e6:6.2f}  operations {cost.flops / chip.matrix * 1e6:6.2f}"
         print(
-            f"  {kind:36} x {len(numbers):3}  predicted {predicted:7.2f}  measured {measured:7.2f}  {errors[-1]:+.0%}"
+            f"  {kind:36} x {len(numbers):3}  {parts}  predicted {predicted:7.2f}  measured {measured:7.2f}"
+            f"  {errors[-1]:+.0%}"
         )
     print(f"  median error {median(map(abs, errors)):.1%}", flush=True)
 
 
-def main(path: str) -> None:
+def main(path: str, rows: Sequence[int]) -> None:
     with open_session(path, device="cuda", capture=False) as session:
         for phase in session.plan.phases:
-            show(session._backend, session.plan, phase)
+            usual, start = representative(phase)
+            for count in rows or (usual,) if usual > 1 else (usual,):
+                show(session._backend, session.plan, phase, count, start)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], tuple(map(int, sys.argv[2:])))

@@ -19,8 +19,8 @@ from tests.prefill_cases import AxisValues, Case, check
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}
 TILE: AxisValues = {
-    "dtype": "float16", "warpgroups": 2, "slabs": 1, "stages": 4, "share": "none", "blocks": 132, "resident": 1,
-    "lead": 0, "pdl": True,
+    "dtype": "float16", "warpgroups": 2, "slabs": 1, "height": 0, "stages": 4, "share": "none", "blocks": 132,
+    "resident": 1, "lead": 0, "pdl": True,
 }  # fmt: skip
 LENGTHS = (1, 2, 17, 129, 256, 257, 511)
 
@@ -52,6 +52,11 @@ CASES = (
     case("7B gated, shared x", "gated_linear", 22016, 4096, (17, 129), 136, share="x", stages=5),
     case("1B gated in bf16", "gated_linear", 11264, 2048, (2, 100), 104, dtype="bfloat16", bias=True, share="x"),
     case("gated, three warpgroups", "gated_linear", 3072, 512, (190,), 96, warpgroups=3, share="weight", stages=3),
+    case("parts of 7B output, 96 rows a tile", "linear_parts", 4096, 4096, (1, 16, 65), 72, splits=3, height=96),
+    case("7B gated, 176 rows a tile", "gated_linear", 22016, 4096, (3, 16), 16, warpgroups=3, height=176, stages=9),
+    case("gated, 80 rows a tile, shared x", "gated_linear", 1376, 256, (33,), 40, height=80, share="x", bias=True),
+    inputs("7B inputs, 96 rows a tile", 32, 32, 128, 4096, (16, 112), 112, height=96, share="x", stages=7, start=9),
+    inputs("inputs of 64 a head, 80 rows a tile", 32, 4, 64, 2048, (8,), 8, height=80, stages=12, bias=True),
     inputs("7B inputs", 32, 32, 128, 4096, LENGTHS, 128, slabs=3, share="weight", stages=3, start=70),
     inputs("7B inputs, shared x", 32, 32, 128, 4096, (129,), 136, share="x", bias=True),
     inputs("8B inputs with norms", 32, 8, 128, 4096, (5, 65), 72, head_norm=True, start=9, dtype="bfloat16"),

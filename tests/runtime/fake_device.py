@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Plan
-from hjgc.runtime.backend import BackendRefused, Callback, MemoryRef, digest_of
+from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, digest_of
 
 Bytes = NDArray[np.uint8]
 BYTES_PER_LAUNCH = 100
@@ -78,13 +78,15 @@ class FakeDevice:
     def most_rows(self, phase: str, rows: int) -> int:
         return self.runnable(phase, rows)
 
-    def write_parameters(self, values: Mapping[str, int | float]) -> None:
+    def write_parameters(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
+        if prompt is not None:
+            self.write_history(0, prompt)
         for name, value in values.items():
             field = self._fields[name]
             word = np.array([value], np.dtype(field.dtype).newbyteorder("<"))
             self._parameters[field.offset : field.offset + 4] = word.view(np.uint8)
 
-    def write_history(self, offset: int, ids: Sequence[int]) -> None:
+    def write_history(self, offset: int, ids: Ids) -> None:
         self._state("token_history").view("<i4")[offset : offset + len(ids)] = ids
 
     def run(

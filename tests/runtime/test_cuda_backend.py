@@ -27,7 +27,7 @@ from hjgc.plan_format.structs import (
     StaticSegment,
 )
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
-from hjgc.runtime.backends.cuda import CudaBackend, place_of
+from hjgc.runtime.backends.cuda import CudaBackend
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES
 from hjgc.runtime.backends.element_types import from_float32, to_float32
@@ -311,15 +311,35 @@ def test_tokens_by_the_hundred_use_the_same_few_slots(tmp_path: Path, driver: Fa
     assert driver.log.count("allocate_host") == locked
 
 
-def test_a_prompt_goes_up_in_two_copies_that_wait_for_nothing(tmp_path: Path, driver: FakeDriver) -> None:
+FIELDS = ("start", "length", "top_k", "temperature", "top_p", "min_p", "repetition_penalty", "seed_low", "seed_high")
+
+
+@pytest.mark.parametrize(("names", "copies"), [(FIELDS, 1), (FIELDS[::-1], 1), (("start", "length"), 2), ((), 1)])
+def test_a_prompt_and_all_parameters_go_up_in_one_copy_that_waits_for_nothing(
+    names: tuple[str, ...], copies: int, tmp_path: Path, driver: FakeDriver
+) -> None:
     backend = open_backend(served_plan(tmp_path), driver)
+    sample(backend, 7)
+    backend.write_history(3, [15, 9])
     driver.log.clear()
-    backend.write_history(0, [3, 1, 4])
-    names = ["start", "length", "top_k", "temperature", "top_p", "min_p", "repetition_penalty", "seed_low", "seed_high"]
-    backend.write_parameters(dict.fromkeys(reversed(names), 1))
-    assert driver.log == ["send", "send"]
+    backend.write_parameters({name: i for i, name in enumerate(names, 1)}, [3, 1, 4])
+    assert driver.log == ["send"] * copies
     history = MemoryRef("state", 1)
-    assert backend.snapshot([history], 0, 1)[history][:12].view(np.int32).tolist() == [3, 1, 4]
+    assert backend.snapshot([history], 0, 1)[history][:20].view(np.int32).tolist() == [3, 1, 4, 15, 9]
+    fields = backend._memory.read_fields()
+    assert {name: fields[name] for name in names} == {name: i for i, name in enumerate(names, 1)}
+    assert backend.read_token(backend.send_token()) == 7
+
+
+def test_slots_are_used_again_without_a_token_in_between(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    for number in range(19):
+        backend.write_parameters(dict.fromkeys(FIELDS, number), [100 + number])
+        if number % 7 == 0:
+            backend.send_token()
+    history = MemoryRef("state", 1)
+    assert backend.snapshot([history], 0, 1)[history][:4].view(np.int32).tolist() == [118]
+    assert set(backend._memory.read_fields().values()) == {18}
 
 
 def test_an_upload_waits_for_its_slot_and_no_longer(tmp_path: Path, driver: FakeDriver) -> None:
@@ -403,14 +423,6 @@ def test_a_buffer_is_filled_as_far_as_its_rows_go(backend: CudaBackend) -> None:
     assert backend.snapshot([buffer], 0, 3)[buffer].tolist() == [7] * 64 + [0] * 32
 
 
-@pytest.mark.parametrize(
-    ("spans", "place"),
-    [([(100, 8), (120, 8), (140, 8)], (100, 20, 8, 3)), ([(100, 8)], (100, 8, 8, 1))],
-)
-def test_spans_equally_far_apart_are_one_place(spans: list[tuple[int, int]], place: tuple[int, ...]) -> None:
-    assert place_of(spans) == place
-
-
 def test_digests_are_made_on_the_device_of_what_a_snapshot_would_hold(backend: CudaBackend, driver: FakeDriver) -> None:
     cache, parameters = MemoryRef("state", 0), MemoryRef("parameters", 0)
     backend.fill([cache], 3, 2, 0xA5)
@@ -442,7 +454,7 @@ def test_memory_is_told_by_what_holds_it(tmp_path: Path, driver: FakeDriver) -> 
     before = backend.memory()
     assert before["lasting"] == 32 + 2 * (ROWS + 1) * 16 + 84 + 64
     assert before["arena"] == 5 * ROWS * COLUMNS * 4
-    assert before["staging"] == 4 * 80 + 4 * 64
+    assert before["staging"] == 4 * (256 + 80) + 4 * 64
     assert before["staging_to_load"] == STAGING_BYTES == driver.most_locked - before["staging"]
     assert before["free"] < before["free_at_open"] <= before["total"]
     graph = backend.build("norms", (0, 1), 16)

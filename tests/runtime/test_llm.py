@@ -21,6 +21,7 @@ from hjgc.plan_format.fingerprint import fingerprint
 from hjgc.plan_format.structs import Plan, TextFile
 from hjgc.runtime import BackendRefused, SessionClosed, opening
 from hjgc.runtime.answer import Stream
+from hjgc.runtime.backend import Ids
 from hjgc.runtime.llm import LLM
 from hjgc.runtime.sampling_params import SamplingParams
 from tests.plans import CONSTANTS, CONTEXT, VOCABULARY, small_plan, weights_file
@@ -49,12 +50,12 @@ class ScriptedDevice(FakeDevice):
         self.sampling: dict[str, Any] = {}
         self.step = 0
 
-    def write_history(self, offset: int, ids: Sequence[int]) -> None:
+    def write_history(self, offset: int, ids: Ids) -> None:
         super().write_history(offset, ids)
         self.step = 0
 
-    def write_parameters(self, values: Any) -> None:
-        super().write_parameters(values)
+    def write_parameters(self, values: Any, prompt: Ids | None = None) -> None:
+        super().write_parameters(values, prompt)
         if "temperature" in values:
             self.sampling = dict(values)
 

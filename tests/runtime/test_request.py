@@ -13,6 +13,7 @@ from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.sizes import SizeDeclaration
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime import BackendRefused, Cancelled, ContextFull, DeadlineExceeded, Session
+from hjgc.runtime.backend import Ids
 from tests.plans import CONTEXT, VOCABULARY, small_plan
 from tests.runtime.fake_device import FakeDevice
 from tests.runtime.serving import answer, captured, serving
@@ -56,10 +57,10 @@ def test_no_part_of_a_prompt_is_shorter_than_the_plan_allows() -> None:
     device = FakeDevice(with_prompts_of(4, 14))
     write = device.write_parameters
 
-    def note(values: Any) -> None:
+    def note(values: Any, prompt: Ids | None = None) -> None:
         if "start" in values:
             parts.append(values["length"])
-        write(values)
+        write(values, prompt)
 
     with Session(device.plan, device, capture=False) as session, session.request() as request:
         device.write_parameters = note  # type: ignore[method-assign]
