@@ -1,9 +1,9 @@
 """May the device be taken for work of our own now, so that few requests find it in their way?
 
 A request that comes while a graph is being checked waits until the device has done what it was given, up to a whole
-pass of a prompt. So that such requests are fewer than those beyond p99, checks take no more than a share of the time.
-What is not used is kept, but not for long: a session that had nothing to do for an hour does not check for a minute on
-end.
+pass of a prompt. So checks take no more than a share of the time, and begin when a caller has just had his answer, who
+takes a moment to come back, or when nobody has come for long. What is not used of the share is kept, but not for long:
+a session that had nothing to do for an hour does not check for a minute on end.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 
 SHARE = 0.02
-"""Of the time, that checks may take while requests come. A request is late if it meets a replay, which is a fifth to a
-third of a check's time: the rest of it ends within a few launches."""
+"""Of the time, that checks may take while requests come."""
 MOST = 0.05
 """Seconds that may be kept, and that there are at first: the first graph is checked in the gap behind the first answer,
 whatever it costs."""
+JUST_NOW, LONG_AGO = 0.003, 1.0
+"""Seconds after the last request within which a check may begin, and after which it may again."""
 
 
 class Allowance:
@@ -29,7 +30,7 @@ class Allowance:
         self._counted = (most, clock())
 
     def pause(self) -> float:
-        """Seconds until the next piece of work may begin; 0 for now."""
+        """Seconds until there is something left to spend; 0 for now."""
         return max(0.0, -self._left(self._clock()) / self._share)
 
     def spend(self, seconds: float) -> None:
@@ -40,3 +41,8 @@ class Allowance:
     def _left(self, now: float) -> float:
         left, counted = self._counted
         return min(self._most, left + (now - counted) * self._share)
+
+
+def until_good_moment(idle: float) -> float:
+    """Seconds until a piece of work may begin on a device that has been `idle` for so long; 0 for now."""
+    return 0.0 if idle <= JUST_NOW or idle >= LONG_AGO else LONG_AGO - idle

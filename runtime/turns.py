@@ -63,6 +63,7 @@ class Turns:
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._holder: Ticket | None = None
+        self._left = time.perf_counter()
         self._closed = False
 
     def take(self, ticket: Ticket) -> None:
@@ -136,6 +137,11 @@ class Turns:
         return bool(self._waiting) or self._holder not in (None, _GATE)
 
     @property
+    def idle(self) -> float | None:
+        """For how many seconds no caller has held the device; None if one does, or waits for it."""
+        return None if self.serving else time.perf_counter() - self._left
+
+    @property
     def waiting(self) -> int:
         """How many requests wait for the device."""
         with self._changed:
@@ -156,6 +162,8 @@ class Turns:
         with self._changed:
             if self._holder is ticket:
                 self._holder = None
+                if ticket is not _GATE:
+                    self._left = time.perf_counter()
                 self._changed.notify_all()
 
     def _tell_if_idle(self) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from hjgc.runtime.allowance import Allowance
+from hjgc.runtime.allowance import Allowance, until_good_moment
 from hjgc.runtime.backend import Backend, BackendRefused, Graph
 from hjgc.runtime.budget import Budget
 from hjgc.runtime.gate import Gate, Interrupted
@@ -236,8 +236,11 @@ class CaptureWorker:
         return 0 if done else until_check
 
     def _until_next_check(self) -> float:
-        """Seconds."""
-        return 0 if self._in_a_hurry else self._allowance.pause()
+        """Seconds, unless a request ends before: then it may be at once."""
+        if self._in_a_hurry:
+            return 0
+        idle = self._turns.idle
+        return self._allowance.pause() or (0 if idle is None else until_good_moment(idle))
 
     def _until_next_build(self) -> float:
         """Seconds. Says first that it waits, then looks: so the last request cannot leave unnoticed in between."""
@@ -408,7 +411,7 @@ class CaptureWorker:
             "pacing_seconds": round(self.pacing_seconds, 6),
             "build_failures": self.build_failures,
             "check_seconds": round(self.check_seconds, 6),
-            "next_check_in": round(self._until_next_check(), 3),
+            "checks_paused_for": round(self._allowance.pause(), 3),
             "checked_on": self._backend.digests_on,
             "aborted_checks": self.aborted_checks,
             "insisted_checks": self.insisted_checks,

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from hjgc.runtime.allowance import Allowance
+from hjgc.runtime import worker
+from hjgc.runtime.allowance import Allowance, until_good_moment
 from tests.runtime.serving import PATIENCE, answer, captured, entry, serving
 
 
@@ -62,9 +63,38 @@ def test_checks_rest_while_nothing_is_left_of_it_and_go_on_for_who_waits(monkeyp
         answer(session, 4, tokens=1)
         assert asked.wait(PATIENCE)
         assert entry(session, "prefill", 4)["state"] == "BUILT"
-        assert session.report()["worker"]["next_check_in"] == 1000.0
+        assert session.report()["worker"]["checks_paused_for"] == 1000.0
         captured(session)
         assert entry(session, "prefill", 4)["state"] == "PROMOTED"
+
+
+def test_a_check_begins_when_a_request_has_just_ended_or_ended_long_ago() -> None:
+    assert until_good_moment(0.001) == until_good_moment(2.5) == 0
+    assert until_good_moment(0.25) == 0.75
+
+
+def test_one_check_follows_each_request_and_none_comes_later_in_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allowance says yes to all; the clock says that the gap is as old as the first check made it."""
+    checked, asked, idle = threading.Semaphore(0), threading.Semaphore(0), [0.0]
+
+    def moment(seconds: float) -> float:
+        asked.release()
+        return idle[0]
+
+    def spend(self: Allowance, seconds: float) -> None:
+        idle[0] = 1000.0
+        checked.release()
+
+    monkeypatch.setattr(worker, "until_good_moment", moment)
+    monkeypatch.setattr(Allowance, "pause", lambda self: 0.0)
+    monkeypatch.setattr(Allowance, "spend", spend)
+    with serving() as (session, _):
+        for count in (1, 2):
+            idle[0] = 0.0
+            answer(session, 4, tokens=1)
+            assert checked.acquire(timeout=PATIENCE)
+            assert asked.acquire(timeout=PATIENCE)
+            assert entry(session, "prefill", 4)["state"] == ("BUILT" if count == 1 else "PROMOTED")
 
 
 def test_what_checks_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
