@@ -11,8 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SHARE = 0.02
+SHARE = 0.1
 """Of the time, that checks may take while requests come."""
+CUT_SHORT = 0.25
+"""Seconds that a check costs at least which a request cut short: that request was late. So callers who are back at once
+meet a check every 2.5 seconds."""
 MOST = 0.05
 """Seconds that may be kept, and that there are at first: the first graph is checked in the gap behind the first answer,
 whatever it costs."""

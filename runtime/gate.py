@@ -62,9 +62,8 @@ class Gate:
         if runner not in self._left:
             self._left[runner] = self._places(runner)
         tokens, start = self._left[runner][0]
-        report = _Trial(self._plan, self._backend, runner, self._uses_of(runner.phase), (tokens, start), stop).run(
-            graph
-        )
+        uses = self._uses_of(runner.phase)
+        report = _Trial(self._plan, self._backend, runner, uses, (tokens, start), stop).run(graph)
         del self._left[runner][0]
         return report
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from hjgc.runtime.allowance import Allowance, until_good_moment
+from hjgc.runtime.allowance import CUT_SHORT, Allowance, until_good_moment
 from hjgc.runtime.backend import Backend, BackendRefused, Graph
 from hjgc.runtime.budget import Budget
 from hjgc.runtime.gate import Gate, Interrupted
@@ -173,12 +173,13 @@ class CaptureWorker:
         out, or nobody works on it."""
         limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self.lock:
-            self._in_a_hurry += 1
-            self._tell()
-            try:
-                self._settled.wait_for(lambda: not self.accepts or not self.pending, limit)
-            finally:
-                self._in_a_hurry -= 1
+            if self.accepts and self.pending and limit != 0:
+                self._in_a_hurry += 1
+                self._tell()
+                try:
+                    self._settled.wait_for(lambda: not self.accepts or not self.pending, limit)
+                finally:
+                    self._in_a_hurry -= 1
             return self.accepts and not self.pending
 
     def _tell(self) -> None:
@@ -332,17 +333,18 @@ class CaptureWorker:
 
     def _check(self, runner: SegmentRunner) -> None:
         """The worker holds the device."""
-        began = time.perf_counter()
+        began, least = time.perf_counter(), 0.0
         try:
             self._judge(runner)
         except Interrupted:
+            least = CUT_SHORT
             with self.lock:
                 self.aborted_checks += 1
                 runner.aborted_checks += 1
         finally:
             seconds = time.perf_counter() - began
             self.check_seconds += seconds
-            self._allowance.spend(seconds)
+            self._allowance.spend(max(seconds, least))
             self._turns.give_back_gate()
 
     def _judge(self, runner: SegmentRunner) -> None:

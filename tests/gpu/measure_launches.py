@@ -38,11 +38,13 @@ def kinds(phase: Phase) -> dict[str, list[int]]:
     return found
 
 
-def took(backend: Any, phase: str, whole: Sequence[int], part: Sequence[int], rows: int) -> float:
-    """Microseconds of each launch of the part, at the median."""
+def took(backend: Any, phase: str, whole: Sequence[int], part: Sequence[int], place: tuple[int, int]) -> float:
+    """Microseconds of each launch of the part, at the median, at so many rows after so many."""
     times: list[float] = []
+    rows, start = place
     for _ in range(ROUNDS):
         backend.run(phase, whole, rows)
+        backend.write_parameters({"start": start, "length": rows})  # the step has moved on by a token
         first = backend.mark()
         backend.run(phase, part, rows)
         second = backend.mark()
@@ -64,7 +66,7 @@ def show(backend: Any, plan: Plan, phase: Phase, rows: int, start: int) -> None:
     for kind, numbers in found.items():
         # All of a kind cost the same: the layers of a model are alike.
         cost = launch_cost(plan, phase, phase.launches[numbers[0]], tokens=rows, start=start)
-        predicted, measured = launch_seconds(cost, chip) * 1e6, took(backend, phase.name, whole, numbers, rows)
+        predicted, measured = launch_seconds(cost, chip) * 1e6, took(backend, phase.name, whole, numbers, (rows, start))
         errors += [predicted / measured - 1] * len(numbers)
         parts = f"bytes {cost.bytes / chip.read * 1e6:6.2f}  operations {cost.flops / chip.matrix * 1e6:6.2f}"
         print(

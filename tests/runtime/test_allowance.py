@@ -7,7 +7,9 @@ import threading
 import pytest
 
 from hjgc.runtime import worker
-from hjgc.runtime.allowance import Allowance, until_good_moment
+from hjgc.runtime.allowance import CUT_SHORT, Allowance, until_good_moment
+from hjgc.runtime.gate import Interrupted
+from hjgc.runtime.runner import SegmentRunner
 from tests.runtime.serving import PATIENCE, answer, captured, entry, serving
 
 
@@ -104,3 +106,20 @@ def test_what_checks_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         answer(session, 4)
         captured(session)
         assert sum(spent) == pytest.approx(session.report()["worker"]["check_seconds"], abs=1e-5)
+
+
+def test_a_check_that_a_request_cut_short_costs_more_than_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent: list[float] = []
+    judge = worker.CaptureWorker._judge
+
+    def interrupted(self: worker.CaptureWorker, runner: SegmentRunner) -> None:
+        if not spent:
+            raise Interrupted
+        judge(self, runner)
+
+    monkeypatch.setattr(Allowance, "spend", lambda self, seconds: spent.append(seconds))
+    monkeypatch.setattr(worker.CaptureWorker, "_judge", interrupted)
+    with serving() as (session, _):
+        answer(session, 4, tokens=1)
+        captured(session)
+        assert spent[0] == CUT_SHORT > spent[1]

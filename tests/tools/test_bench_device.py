@@ -33,7 +33,7 @@ def ran(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as out, io.StringIO() as err:
         patch.setattr(limits, "measured", lambda: LIMITS)
         patch.setattr(systems, "on_a_device", lambda plan, device: True)
-        patch.setattr(fresh, "REST", 0.0)
+        patch.setattr(fresh, "REST", 0.05)
         patch.setattr("sys.stdout", out)
         patch.setattr("sys.stderr", err)
         arguments: list[object] = [

@@ -15,8 +15,8 @@ from hjgc.tools.peers.client import PeerProcess
 
 FIRST_TOKENS = 2
 WATCHED_TOKENS = 8
-REST = 0.05
-"""Seconds between two requests while graphs are built: a check needs a gap."""
+REST = 0.1
+"""Seconds between two requests while graphs are built: a check needs a gap, and people leave one."""
 
 Tell = Callable[[str], None]
 Event = Mapping[str, Any]
