@@ -1,9 +1,9 @@
 """How long should a launch, a token or a prompt take on a chip, by what each launch must read and compute?
 
-A launch takes the longer of moving its bytes and doing its operations, as its op declares them, and a fixed time more.
-That is all: tiles, splits, caches and what overlaps between two launches are not looked at, so plans that differ in
-nothing but axes have the same prediction, and a poor kernel looks as good as a fine one. Times are of the device: the
-host, and functions of the caller's, count as nothing.
+A launch takes the longer of moving its bytes and doing its operations, as its op declares them, a share of the shorter,
+since the two overlap only in part, and a fixed time more. That is all: tiles, caches and what overlaps between two
+launches are not looked at, so plans that differ in tiles alone have the same prediction, and a poor kernel looks as good
+as a fine one. Times are of the device: the host, and functions of the caller's, count as nothing.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from hjgc.tools.costs import Cost, launch_cost
 
 @dataclass(frozen=True)
 class Chip:
-    """Bytes read and half-precision operations a second, seconds that a launch takes whatever it does, and the bytes of
-    memory there are."""
+    """Bytes read and half-precision operations a second, the share of the shorter of the two that the longer does not
+    hide, seconds that a launch takes whatever it does, and the bytes of memory there are."""
 
     name: str
     read: float
     matrix: float
+    unhidden: float
     launch: float
     memory: int
 
 
-CHIPS: Mapping[str, Chip] = {"sm_90": Chip("H200", read=4.574e12, matrix=790e12, launch=1.6e-6, memory=150_109_880_320)}
+CHIPS: Mapping[str, Chip] = {
+    "sm_90": Chip("H200", read=4.574e12, matrix=790e12, unhidden=0.6, launch=1.6e-6, memory=150_109_880_320)
+}
 """By target, the chip that is predicted for. Of the H200, in docs/benchmarks.md: the most that a kernel was measured to
-read; products of 16-bit numbers; one of 64 chained launches of a kernel that does next to nothing, inside a graph; what
-the driver says there is. A chip belongs here once all were measured on it: other sm_90 chips have less memory bandwidth
-than this one."""
+read; products of 16-bit numbers; the share that fits prompts of 64, 256 and 512 rows; one of 64 chained launches of a
+kernel that does next to nothing, inside a graph; what the driver says there is. A chip belongs here once all were
+measured on it: other sm_90 chips have less memory bandwidth than this one."""
 
 CONTEXT = 512
 """Cached tokens before the one that a time per token is given for, or as many as the plan holds."""
@@ -60,7 +63,8 @@ def prediction(plan: Plan) -> Prediction:
 
 def launch_seconds(cost: Cost, chip: Chip) -> float:
     """What one launch on the device takes."""
-    return max(cost.bytes / chip.read, cost.flops / chip.matrix) + chip.launch
+    moving, computing = cost.bytes / chip.read, cost.flops / chip.matrix
+    return max(moving, computing) + chip.unhidden * min(moving, computing) + chip.launch
 
 
 def step_seconds(plan: Plan, phase: Phase, chip: Chip, *, tokens: int, start: int) -> float:

@@ -28,10 +28,11 @@ H200 = CHIPS["sm_90"]
         (Cost(flops=0, bytes=0), 1.6),
         (Cost(flops=0, bytes=4_574_000), 1.0 + 1.6),
         (Cost(flops=790_000_000, bytes=0), 1.0 + 1.6),
-        (Cost(flops=790_000_000, bytes=3 * 4_574_000), 3.0 + 1.6),
+        (Cost(flops=790_000_000, bytes=3 * 4_574_000), 3.0 + 0.6 + 1.6),
+        (Cost(flops=2 * 790_000_000, bytes=4_574_000), 2.0 + 0.6 + 1.6),
     ],
 )
-def test_a_launch_takes_the_longer_of_reading_and_multiplying_and_its_fixed_time(
+def test_a_launch_takes_the_longer_of_reading_and_multiplying_part_of_the_shorter_and_its_fixed_time(
     cost: Cost, microseconds: float
 ) -> None:
     assert launch_seconds(cost, H200) == pytest.approx(microseconds * 1e-6)
