@@ -2,8 +2,8 @@
 
 A launch takes the longer of moving its bytes and doing its operations, as its op declares them, a share of the shorter,
 since the two overlap only in part, and a fixed time more. That is all: tiles, caches and what overlaps between two
-launches are not looked at, so plans that differ in tiles alone have the same prediction, and a poor kernel looks as good
-as a fine one. Times are of the device: the host, and functions of the caller's, count as nothing.
+launches are not looked at, so plans that differ in tiles alone have the same prediction, and a poor kernel looks as
+good as a fine one. Times are of the device: the host, and functions of the caller's, count as nothing.
 """
 
 from __future__ import annotations
