@@ -113,8 +113,9 @@ class Backend(Protocol):
         comes of it."""
         ...
 
-    def build(self, phase: str, launches: Sequence[int], bucket: int) -> Graph:
-        """Build the graph that serves up to `bucket` rows. Raises BackendRefused."""
+    def build(self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None) -> Graph:
+        """Build the graph that serves up to `bucket` rows. `pause` is called between its pieces, if it has any, and may
+        take its time. Raises BackendRefused."""
         ...
 
     def graph_bytes(self, launches: int) -> int:

@@ -255,7 +255,7 @@ class Trace:
     def _function(self, phase: str, launch: int, tokens: int, function: object) -> tuple[str, Arguments]:
         return "the caller's function", self._about(phase, [launch], tokens)
 
-    def _build(self, phase: str, launches: Sequence[int], bucket: int) -> tuple[str, Arguments]:
+    def _build(self, phase: str, launches: Sequence[int], bucket: int, pause: object = None) -> tuple[str, Arguments]:
         return f"build {phase} for {bucket} rows", {"launches": len(launches)}
 
     def _gone(self, runner: SegmentRunner, graph: object) -> tuple[str, Arguments]:

@@ -220,11 +220,13 @@ class CudaBackend:
 
         return switch
 
-    def build(self, phase: str, launches: Sequence[int], bucket: int) -> CudaGraph:
+    def build(
+        self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None
+    ) -> CudaGraph:
         self._driver.make_current()
         if self._rows.missing(phase, bucket):
             raise BackendRefused(f"the kernels for {bucket} rows are not built")
-        graph = self._builders[phase].build(launches, bucket)
+        graph = self._builders[phase].build(launches, bucket, pause)
         try:
             executable = self._driver.instantiate(graph, self._upload_stream)
         finally:

@@ -203,14 +203,17 @@ class GraphBuilder:
         for edge in phase.edges:
             self._before.setdefault(edge.after, []).append((edge.before, edge.kind))
 
-    def build(self, numbers: Sequence[int], tokens: int) -> Handle:
-        """A graph of these launches for so many rows. The caller drops it. Raises DriverError."""
+    def build(self, numbers: Sequence[int], tokens: int, pause: Callable[[], None] | None = None) -> Handle:
+        """A graph of these launches for so many rows. `pause` is called before each node. The caller drops the graph.
+        Raises DriverError."""
         driver, launches = self._kernels.driver, self._phase.launches
         overlapping = {number: self._kernels.overlaps(launches[number], tokens) for number in numbers}
         graph = driver.make_graph()
         try:
             added: dict[int, Handle] = {}
             for number in numbers:
+                if pause is not None:
+                    pause()
                 bound = _bound(self._kernels, self._phase, launches[number], tokens)
                 before = [edge for edge in self._before.get(number, ()) if edge[0] in added]
                 nodes = [added[earlier] for earlier, _ in before]

@@ -123,7 +123,10 @@ class FakeDevice:
         if changed is not None:
             row[:] = changed
 
-    def build(self, phase: str, launches: Sequence[int], bucket: int) -> FakeGraph:
+    def build(
+        self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None
+    ) -> FakeGraph:
+        del pause
         graph = FakeGraph(phase, tuple(launches), bucket, 0)
         self.log.append(f"build {spell(graph)}")
         self.build_started.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -455,7 +456,7 @@ def test_builds_go_on_beside_a_request_that_does_not_end(monkeypatch: pytest.Mon
     with serving() as (session, device), session.request() as request:
         both, build = threading.Event(), device.build
 
-        def note(phase: str, launches: Sequence[int], bucket: int) -> FakeGraph:
+        def note(phase: str, launches: Sequence[int], bucket: int, pause: object = None) -> FakeGraph:
             graph = build(phase, launches, bucket)
             if len(device.graphs) == 2:
                 both.set()
@@ -503,3 +504,29 @@ def test_a_build_waits_until_the_step_is_launched(monkeypatch: pytest.MonkeyPatc
         assert built.is_set()
         device.before_launch, device.before_read = lambda name: None, lambda: None
         captured(session)
+
+
+def test_a_build_rests_while_a_step_is_launched_though_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (session, device):
+        naps: list[float] = []
+
+        def nap(seconds: float) -> None:
+            naps.append(seconds)
+            if len(naps) == 3:
+                session._worker.launching(False)
+
+        monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=nap, perf_counter=lambda: 10.0))
+        session._worker.launching(True)
+        session._worker._give_way(11.0)
+        assert naps == [worker.NAP] * 3
+        session._worker.launching(True)
+        session._worker._give_way(10.0)
+        assert len(naps) == 3
+        session._worker.launching(False)
+        monkeypatch.undo()
+        pauses: list[object] = []
+        build = device.build
+        device.build = lambda *a: (pauses.append(a[3]), build(*a))[1]  # type: ignore[method-assign]
+        answer(session, 3, tokens=1)
+        captured(session)
+        assert len(pauses) == 1 and callable(pauses[0])

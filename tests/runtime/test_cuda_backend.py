@@ -125,6 +125,12 @@ def test_graphs_for_other_rows_or_fewer_launches_follow_what_is_asked(backend: C
     assert backend.build("norms", (3,), 16).executable == ("norm of 4 for 1600 after nothing",)
 
 
+def test_a_build_pauses_before_every_node(backend: CudaBackend, driver: FakeDriver) -> None:
+    pauses: list[int] = []
+    backend.build("norms", (0, 1, 2), 16, lambda: pauses.append(sum(line.startswith("add") for line in driver.log)))
+    assert pauses == [0, 1, 2]
+
+
 def test_building_a_graph_leaves_the_launches_that_serve_alone(backend: CudaBackend, driver: FakeDriver) -> None:
     backend.run("norms", (0,), 5)
     backend.build("norms", (0,), 16)
