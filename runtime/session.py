@@ -123,6 +123,11 @@ class Session:
         requests, segments launched or replayed, waits, builds, checks, evictions. Costs nothing when none runs."""
         return Trace(self._watched())
 
+    @property
+    def backend(self) -> Backend:
+        """The device, for who measures it while no request is open. Requests go through `request`."""
+        return self._backend
+
     def _watched(self) -> Watched:
         return Watched(self, self._backend, self._turns, self._router, self._worker)
 

@@ -60,7 +60,7 @@ def test_the_json_has_the_keys_of_the_cpu_and_more(shown: dict[str, Any]):
     assert shown["schema"] == "hjgc-bench-1"
     assert list(shown) == [
         "plan", "machine", "schema", "date", "seconds", "load_average", "settings", "limits", "step", "systems", "rows",
-        "decode", "cold", "capturing", "problems", "interrupted",
+        "decode", "cold", "capturing", "launches", "problems", "interrupted",
     ]  # fmt: skip
     assert {"contexts", "cold", "capturing", "lengths", "decode", "repeat"} <= set(shown["settings"])
     assert "cuda" in shown["machine"] and shown["limits"]["read"] == 1e9

@@ -42,7 +42,7 @@ def test_the_command_writes_one_page_of_all_it_needs(hjgc: CommandLine, plan: Pa
     assert json.loads(ran.out) == {"page": str(output), "bytes": len(text.encode()), "plans": 1}
     assert asset("view.js") in text and asset("view.css") in text
     found = embedded(text)
-    assert (found["diff"], found["report"], found["measured"]) == (None, None, [])
+    assert (found["diff"], found["report"], found["measured"], found["timed"]) == (None, None, [], [])
     assert hjgc("view", plan, "-o", output).out.startswith(f"{output}: ")
     assert output.read_text() == text
 
@@ -117,6 +117,17 @@ def test_an_attribute_that_json_does_not_know_is_spelt(tmp_path: Path) -> None:
     assert [_number(value) for value in (math.inf, -math.inf, 1.5, True)] == ["inf", "-inf", 1.5, True]
 
 
+TIMED = {
+    "phase": "decode",
+    "rows": 1,
+    "start": 48,
+    "kind": "it",
+    "op": "embedding",
+    "launches": [0],
+    "measured_us": 4.5,
+}
+
+
 @pytest.mark.parametrize(
     ("option", "content", "problem"),
     [
@@ -131,6 +142,22 @@ def test_an_attribute_that_json_does_not_know_is_spelt(tmp_path: Path) -> None:
             "expected the result of `hjgc bench`",
         ),
         ("--report", '{"segments": [{}]}', "expected what `session.report()` gives"),
+        ("--bench", '{"rows": [], "launches": [{}]}', "expected launches of this plan"),
+        ("--bench", '{"rows": [], "launches": 3}', "expected launches of this plan"),
+        *(
+            ("--bench", json.dumps({"rows": [], "launches": [TIMED | wrong]}), "expected launches of this plan")
+            for wrong in (
+                {"phase": "other"},
+                {"launches": [999]},
+                {"launches": [-1]},
+                {"launches": []},
+                {"launches": ["0"]},
+                {"op": "join"},
+                {"measured_us": math.inf},
+                {"measured_us": 0},
+                {"rows": "many"},
+            )
+        ),
     ],
 )
 def test_what_is_no_report_or_bench_is_told_in_one_line(

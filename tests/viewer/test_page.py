@@ -27,7 +27,7 @@ VIEWS = ("overview", "graph", "why", "memory", "templates")
 
 def written(data: dict[str, Any], folder: Path) -> Path:
     path = folder / "page.html"
-    path.write_text(page({"plans": [data], "diff": None, "report": None, "measured": []}, "a plan"))
+    path.write_text(page({"plans": [data], "diff": None, "report": None, "measured": [], "timed": []}, "a plan"))
     return path
 
 
@@ -264,7 +264,13 @@ def test_a_report_and_a_bench_stand_beside_the_predictions(
     entry = {"kind": "static", "phase": "decode", "schedule": "default", "segment": 0, "key": 1, "state": "PROMOTED"}
     report = {"segments": [entry | {"hits": 7, "plain_runs": 1, "why": ""}]}
     points = {"p50": 3.25}
+    with load(plan) as file:
+        launches = file.plan.phase("decode").launches
+    linear = [number for number, launch in enumerate(launches) if launch.op == "linear"][:2]
+    place = {"phase": "decode", "rows": 1, "start": 48}
+    timed = {**place, "kind": "q", "op": "linear", "launches": linear, "measured_us": 12.5}
     bench = {
+        "launches": [timed],
         "rows": [{"system": "hjgc graph", "length": 10, "ttft_ms": points}],
         "decode": [{"system": "hjgc graph", "context": 16, "token_ms": points}],
     }
@@ -274,6 +280,9 @@ def test_a_report_and_a_bench_stand_beside_the_predictions(
     assert ran.code == 0
     window.open(tmp_path / "p.html", "view=measured")
     assert "PROMOTED" in window.text() and window.text().count("3.250 ms") == 2
+    assert "Launches of decode, 1 rows after 48" in window.text() and "12.5 µs" in window.text()
+    window.open(tmp_path / "p.html", f"view=graph&phase=decode&launch={linear[1]}")
+    assert "measured\n12.5 µs, as all q" in window.text()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def bench_device(plan: Plan, contenders: Mapping[str, Contender], settings: Sett
     tell("the device's own limits")
     best = limits.measured()
     found: dict[str, Found] = {}
-    own: dict[str, Any] = {"cold": [], "capturing": None, "problems": [], "interrupted": None}
+    own: dict[str, Any] = {"cold": [], "capturing": None, "launches": None, "problems": [], "interrupted": None}
     try:
         measure_all(contenders, settings, tell, found)
         _measure_fresh(plan, contenders, settings, tell, own)
@@ -57,6 +57,10 @@ def _measure_fresh(
     problems = own["problems"]
     own["cold"] = _unless_it_fails(lambda: fresh.cold(name, spec, settings, tell), problems, tell) or []
     own["capturing"] = _unless_it_fails(lambda: fresh.capturing(name, spec, plan, settings, tell), problems, tell)
+    if settings.launches:
+        plain = {**spec, "mode": "plain"}
+        timed = _unless_it_fails(lambda: fresh.launches("hjgc plain", plain, plan, settings, tell), problems, tell)
+        own["launches"] = timed
 
 
 def _unless_it_fails(work: Callable[[], T], problems: list[str], tell: Tell) -> T | None:

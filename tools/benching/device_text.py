@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from hjgc.tools import console
@@ -36,6 +37,7 @@ def text(shown: dict[str, Any]) -> Iterator[str]:
         yield _decode(shown)
     yield from _cold(shown)
     yield from _capturing(shown["capturing"])
+    yield from _launches(shown.get("launches"))
     yield ""
     yield _startup(shown)
     yield from _unavailable(shown)
@@ -145,6 +147,29 @@ def _three(summaries: Iterator[Row | None]) -> list[str]:
 
 def _counted(summary: Row, points: Sequence[str]) -> tuple[str, ...]:
     return str(summary["count"]), *(number(summary[point]) for point in points)
+
+
+def _launches(launches: Sequence[Row] | None) -> Iterator[str]:
+    """A table for each phase, and the median error over all its launches."""
+    for phase in dict.fromkeys(row["phase"] for row in launches or ()):
+        rows = [row for row in launches or () if row["phase"] == phase]
+        yield ""
+        yield f"{phase}: microseconds of a launch, {rows[0]['rows']} rows after {rows[0]['start']}"
+        columns = ("kind", "op", "launches", "measured", "predicted", "error")
+        cells = [(row["kind"], row["op"], str(len(row["launches"])), *_predicted(row)) for row in rows]
+        yield console.table(columns, cells, right=columns[2:])
+        errors = [abs(error) for row in rows for error in [_error(row)] * len(row["launches"]) if error is not None]
+        if errors:
+            yield f"median error of the predicted times of {len(errors)} launches: {median(errors):.1%}"
+
+
+def _predicted(row: Row) -> tuple[str, str, str]:
+    error, measured = _error(row), f"{row['measured_us']:.2f}"
+    return (measured, "", "") if error is None else (measured, f"{row['predicted_us']:.2f}", f"{error:+.0%}")
+
+
+def _error(row: Row) -> float | None:
+    return None if row["predicted_us"] is None else row["predicted_us"] / row["measured_us"] - 1
 
 
 def _background(capturing: Row) -> str:

@@ -1,4 +1,5 @@
-"""How does a fresh process serve: its very first request, and those that come while its graphs are built?"""
+"""How does a fresh process serve: its very first request, those that come while its graphs are built, and each kind of
+launch?"""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from hjgc.plan_format.structs import Plan, StaticSegment
 from hjgc.tools.benching.settings import Settings, spread
 from hjgc.tools.benching.times import milliseconds, percentile, summary
 from hjgc.tools.benchmarking import CAPTURE_SECONDS, startup
+from hjgc.tools.costs import launch_cost
 from hjgc.tools.peers.client import PeerProcess
+from hjgc.tools.prediction import launch_seconds, prediction
 
 FIRST_TOKENS = 2
 WATCHED_TOKENS = 8
@@ -50,6 +53,23 @@ def capturing(name: str, spec: Mapping[str, Any], plan: Plan, settings: Settings
         with PeerProcess(name, spec, settings.threads) as process:
             runs.append(process.watch(_watching(plan, settings)) | _details(process))
     return judged(name, runs) if runs else None
+
+
+def launches(name: str, spec: Mapping[str, Any], plan: Plan, settings: Settings, tell: Tell) -> list[dict[str, Any]]:
+    """What each kind of launch takes, beside its prediction."""
+    tell(f"{name}: its launches, by kind")
+    with PeerProcess(name, spec, settings.threads) as process:
+        rows = process.launches()
+    return [{**row, "predicted_us": _predicted(plan, row)} for row in rows]
+
+
+def _predicted(plan: Plan, row: Mapping[str, Any]) -> float | None:
+    """Of the first of the launches: the layers of a model are alike."""
+    chip, phase = prediction(plan).chip, plan.phase(row["phase"])
+    if chip is None:
+        return None
+    cost = launch_cost(plan, phase, phase.launches[row["launches"][0]], tokens=row["rows"], start=row["start"])
+    return round(launch_seconds(cost, chip) * 1e6, 3)
 
 
 def _details(process: PeerProcess) -> dict[str, Any]:

@@ -70,10 +70,12 @@ def settings(
     cold: int | None,
     capturing: int | None,
     rest: float | None,
+    launches: bool,
 ) -> Settings:
     """What nobody said is filled in with what fits the plan. Raises InputError for what does not fit it."""
     if not device:
-        _check_cpu({"--contexts": contexts, "--cold": cold, "--capturing": capturing, "--rest": rest})
+        given = {"--contexts": contexts, "--cold": cold, "--capturing": capturing, "--rest": rest}
+        _check_cpu({**given, "--launches": launches or None})
     context, vocabulary = plan.model.context, plan.model.vocab_size
     usual = fitting(DEVICE_LENGTHS if device else CPU_LENGTHS, context - max(decode, LEAST_DECODED))
     if lengths is None:
@@ -86,9 +88,19 @@ def settings(
     elif not decode:
         raise InputError("--contexts", "expected tokens to decode there, found --decode 0", next_step="use --decode 64")
     _check_fit("--contexts", contexts, decode, context)
-    fresh = {"cold": DEVICE_COLD if cold is None else cold, "capturing": capturing or 0}
-    repeat = repeat or DEVICE_REPEAT
-    return Settings(lengths, decode, repeat, threads, seed, vocabulary, contexts, **fresh, rest=rest or 0.0)
+    return Settings(
+        lengths,
+        decode,
+        repeat or DEVICE_REPEAT,
+        threads,
+        seed,
+        vocabulary,
+        contexts,
+        cold=DEVICE_COLD if cold is None else cold,
+        capturing=capturing or 0,
+        rest=rest or 0.0,
+        launches=launches,
+    )
 
 
 def fitting(sizes: Sequence[int], limit: int) -> tuple[int, ...]:

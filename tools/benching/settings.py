@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+DEVICE_NAMES = ("contexts", "cold", "capturing", "rest", "launches")
+"""Settings that only a measurement on a GPU has."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """`lengths` of the prompts in tokens, `decode` further tokens for each, `repeat` warm answers for each. On a GPU
     also: `contexts` that decoding is measured at, `cold` lengths that a fresh process each begins with, `capturing`
-    fresh processes watched while their graphs are built, `rest` milliseconds without work before each prompt."""
+    fresh processes watched while their graphs are built, `rest` milliseconds without work before each prompt,
+    `launches` whether each kind of launch is timed."""
 
     lengths: tuple[int, ...]
     decode: int
@@ -22,6 +26,7 @@ class Settings:
     cold: int = 0
     capturing: int = 0
     rest: float = 0.0
+    launches: bool = False
 
     def prompt(self, length: int) -> list[int]:
         """The same random tokens for every system and every repetition."""
@@ -34,7 +39,7 @@ class Settings:
         return {name: _listed(getattr(self, name)) for name in names}
 
     def shown_on_a_device(self) -> dict[str, Any]:
-        return self.shown() | {name: _listed(getattr(self, name)) for name in ("contexts", "cold", "capturing", "rest")}
+        return self.shown() | {name: _listed(getattr(self, name)) for name in DEVICE_NAMES}
 
 
 def spread(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:

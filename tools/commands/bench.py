@@ -44,6 +44,7 @@ ON_A_GPU = "hjgc bench plan.hjg --device cuda --mode plain,graph,hybrid --hf mod
 @click.option(
     "--rest", type=click.FloatRange(0, 60e3), metavar="MS", help="GPU: without work before each prompt.  [default: 0]"
 )
+@click.option("--launches", is_flag=True, help="GPU: time each kind of launch too, for `hjgc view --bench`.")
 @click.option(
     "--mode",
     "mode",
@@ -75,6 +76,7 @@ def command(
     cold: int | None,
     capturing: int | None,
     rest: float | None,
+    launches: bool,
     mode: tuple[str, ...],
     threads: int | None,
     peers: tuple[str, ...] | None,
@@ -114,6 +116,7 @@ def command(
         cold=cold,
         capturing=capturing,
         rest=rest,
+        launches=launches,
     )
     served_on = device if on_gpu else "cpu"
     specs = systems.plan_specs(plan, mode, weights, served_on, strict=strict, rebuild=rebuild)

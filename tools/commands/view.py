@@ -73,4 +73,5 @@ def _data(plans: list[PlanFile], report: Path | None, bench: Path | None) -> dic
         "diff": differences(side(plans[0]), side(plans[1]), ()) if len(plans) > 1 else None,
         "report": None if report is None else measured.report(report),
         "measured": [] if bench is None else measured.measured(plans[0].plan, bench),
+        "timed": [] if bench is None else measured.launch_times(plans[0].plan, bench),
     }

@@ -65,6 +65,10 @@ class PeerProcess:
         """What requests notice while graphs are built: see `capturing.py`. For plans only."""
         return self._ask({"verb": "watch", "watching": dict(watching)})
 
+    def launches(self) -> list[dict[str, Any]]:
+        """What each kind of launch takes: see `launches.py`. For plans on a GPU only."""
+        return self._ask({"verb": "launches"})["launches"]
+
     def settle(self, timeout: float) -> bool:
         return self._ask({"verb": "settle", "timeout": timeout})["settled"]
 

@@ -78,6 +78,12 @@ class PlanPeer:
     def settle(self, timeout: float) -> bool:
         return not self._capture or self._session.wait_captured(timeout)
 
+    def launches(self) -> list[dict[str, Any]]:
+        """What each kind of launch takes: see `launches.py`."""
+        from hjgc.tools.peers.launches import time_launches
+
+        return time_launches(self._plan, self._session.backend)
+
     def details(self) -> dict[str, Any]:
         """The segments that ran, with the states of their graphs, the worker, and the memory of the device."""
         report = self._session.report()

@@ -93,6 +93,10 @@ def _watch(peer: Peer, *, watching: dict[str, Any]) -> dict[str, Any]:
     return watch(peer, Watching(**watching))
 
 
+def _launches(peer: Any) -> dict[str, Any]:
+    return {"launches": peer.launches()}
+
+
 def _settle(peer: Peer, *, timeout: float) -> dict[str, Any]:
     return {"settled": peer.settle(timeout)}
 
@@ -105,6 +109,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "answer": _answer,
     "series": _series,
     "watch": _watch,
+    "launches": _launches,
     "settle": _settle,
     "details": _details,
 }

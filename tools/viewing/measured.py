@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,29 @@ def measured(plan: Plan, path: Path) -> list[dict[str, Any]]:
         return [*_prompts(plan, bench["rows"], most), *_tokens(plan, bench.get("decode", ()), steps=steps)]
     except (KeyError, TypeError, AttributeError):
         raise InputError(path, "expected the result of `hjgc bench`, found another", field="--bench") from None
+
+
+def launch_times(plan: Plan, path: Path) -> list[dict[str, Any]]:
+    """What each kind of launch took, where the bench timed them (`--launches`): its phase, the rows and cached tokens,
+    the numbers of its launches, and microseconds. Raises InputError for what is no result of a bench."""
+    rows = read_json(path, "--bench", "rows").get("launches") or ()
+    try:
+        return [_timed(plan, row) for row in rows]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        problem = "expected launches of this plan in the result of `hjgc bench --launches`, found others"
+        raise InputError(path, problem, field="--bench") from None
+
+
+def _timed(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises TypeError, IndexError or KeyError for what is no time of launches of this plan."""
+    phase = next((phase for phase in plan.phases if phase.name == row["phase"]), None)
+    numbers, took = [index(number) for number in row["launches"]], row["measured_us"]
+    if phase is None or not numbers or any(phase.launches[n].op != row["op"] for n in numbers) or min(numbers) < 0:
+        raise KeyError(row["phase"])
+    if not math.isfinite(took) or took <= 0:
+        raise TypeError(took)
+    place = {"phase": phase.name, "rows": index(row["rows"]), "start": index(row["start"])}
+    return {**place, "kind": str(row["kind"]), "launches": numbers, "us": took}
 
 
 def report(path: Path) -> dict[str, Any]:

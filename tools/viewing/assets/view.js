@@ -11,7 +11,7 @@ const VIEWS = [
   ["templates", "Templates"],
 ];
 if (all.diff) VIEWS.push(["compare", "Compare"]);
-if (all.measured.length || all.report) VIEWS.push(["measured", "Measured"]);
+if (all.measured.length || all.timed.length || all.report) VIEWS.push(["measured", "Measured"]);
 
 // Where the reader is; the address bar holds it, so that a place can be sent to somebody.
 const place = { view: "overview", plan: 0, phase: "", schedule: "default", segment: null, launch: null, search: "" };
@@ -443,6 +443,7 @@ function describeLaunch(number) {
       ["launch", `${number} of ${one.name}`],
       ["verdict", index === null ? verdict : `${verdict}, segment ${index} of ${schedule().name}`],
       ["predicted", micros(launch[7])],
+      ...tookOf(one.name, number),
       ...roof,
       ["flops", count(launch[5])],
       ["bytes", bytes(launch[6])],
@@ -462,6 +463,13 @@ function describeLaunch(number) {
     el("h3", {}, "ONNX nodes"),
     launch[8].length ? el("ul", {}, launch[8].map((node) => el("li", {}, one.nodes[node]))) : el("p", {}, of.missing.length ? "not known: the plan has no debug section" : "none of its own"),
   ];
+}
+
+// What the bench timed of a launch of the first plan, a kind at a time.
+const took = new Map(all.timed.flatMap((kind) => kind.launches.map((number) => [`${kind.phase}/${number}`, kind])));
+function tookOf(name, number) {
+  const kind = place.plan ? undefined : took.get(`${name}/${number}`);
+  return kind ? [["measured", `${micros(kind.us)}, as all ${kind.kind}`]] : [];
 }
 
 function kernelRow(of, target, high, variant, grid) {
@@ -687,6 +695,7 @@ function showCompare(main) {
 function showMeasured(main) {
   if (all.measured.length)
     main.append(section("Measured and predicted", table(["what", "measured p50", "predicted", "predicted of measured"], all.measured.map((m) => [m.what, `${m.measured.toFixed(3)} ms`, m.predicted === null ? "–" : `${m.predicted.toFixed(3)} ms`, m.predicted === null ? "–" : share(m.predicted, m.measured)]), [1, 2, 3])));
+  for (const name of new Set(all.timed.map((kind) => kind.phase))) showTimed(main, name);
   if (!all.report) return;
   const shown = all.report.segments;
   main.append(
@@ -695,6 +704,17 @@ function showMeasured(main) {
       table(["phase", "schedule", "segment", "rows up to", "state", "replays", "plain runs", "why"], shown.map((e) => [e.phase, e.schedule, String(e.segment), String(e.key), e.state, String(e.hits), String(e.plain_runs), e.why || ""]), [2, 3, 5, 6]),
     ),
   );
+}
+
+function showTimed(main, name) {
+  const kinds = all.timed.filter((kind) => kind.phase === name);
+  const of = all.plans[0].phases.find((one) => one.name === name);
+  const rows = kinds.map((kind) => {
+    const predicted = of.launches[kind.launches[0]][7];
+    return [kind.kind, of.launches[kind.launches[0]][1], String(kind.launches.length), micros(kind.us), micros(predicted), predicted === null ? "–" : share(predicted, kind.us)];
+  });
+  const heading = `Launches of ${name}, ${count(kinds[0].rows)} rows after ${count(kinds[0].start)}`;
+  main.append(section(heading, table(["kind", "op", "launches", "measured", "predicted", "predicted of measured"], rows, [2, 3, 4, 5])));
 }
 
 // Where we are.
