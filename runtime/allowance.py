@@ -17,8 +17,8 @@ CUT_SHORT = 0.25
 """Seconds that a check costs at least which a request cut short: that request was late. So callers who are back at once
 meet a check every 2.5 seconds."""
 MOST = 0.05
-"""Seconds that may be kept, and that there are at first: the first graph is checked in the gap behind the first answer,
-whatever it costs."""
+"""Seconds that may be kept, and that there are at first: the first check waits for a good moment alone, whatever it
+costs."""
 JUST_NOW, LONG_AGO = 0.003, 1.0
 """Seconds after the last request within which a check may begin, and after which it may again."""
 

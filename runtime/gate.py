@@ -25,8 +25,7 @@ from hjgc.runtime.runner import SegmentRunner
 
 POISON = 0xA5
 AHEAD = 16
-"""Launches that the host may be ahead: what a request that comes in a plain run has to wait for, at most half a
-millisecond of a 7B prompt."""
+"""Launches that the host may be ahead: what a request that comes in a plain run has to wait for, two layers or so."""
 NO_TOKEN = -1
 SAMPLING: dict[str, int | float] = {
     "temperature": 0.75,

@@ -262,7 +262,7 @@ class Request:
 
 def _integers(ids: Sequence[int]) -> NDArray[Any]:
     """At once where numpy takes them for integers; one by one where it does not. Raises TypeError."""
-    with suppress(ValueError):  # a list of lists
+    with suppress(ValueError, TypeError):  # a list of lists, a tensor elsewhere
         found = np.asarray(ids)
         if found.dtype.kind in "iu" and found.ndim == 1:
             return found

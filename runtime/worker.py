@@ -34,16 +34,16 @@ BUILD_SPACING = 0.02
 longest that a build whose time has come waits for the serving thread to have launched its step. Explicit builds this
 far apart (0.3 ms each for a decode step) could not be seen in the latency of a request that replays (docs)."""
 
-BUILD_PATIENCE, NAP = 0.5, 1e-4
-"""Seconds after its begin until which a build gives way to steps that are launched meanwhile, and between two looks.
-Two threads that want the interpreter hand it over every tenth of a millisecond, several times in a prompt's launch."""
+NAP = 1e-4
+"""Seconds between two looks of a build that gives way to a step being launched, for as long as BUILD_SPACING. Two
+threads that want the interpreter hand it over every tenth of a millisecond, several times in a prompt's launch."""
 
 UNTIL_NEWS = math.inf
 
-PATIENCE = 64
+PATIENCE = 4
 """After so many trials given up for a request, those left of the same runner are finished: else a caller who leaves
 only short gaps would never get a graph. Each of the two delays one request, once, by a plain run and a replay of a
-step."""
+step. A trial that is given up costs so much of the allowance that this takes ten seconds."""
 
 
 class CaptureWorker:
@@ -63,6 +63,7 @@ class CaptureWorker:
         self._backend, self._gate, self._turns = backend, gate, turns
         self._allowance = Allowance()
         self._in_a_hurry = 0
+        self._napped = 0.0
         self._news = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
         self._events = self._clock = 0
@@ -274,8 +275,9 @@ class CaptureWorker:
             return False
         beside = self._turns.serving
         began = time.perf_counter()
+        pause = partial(self._give_way, began + BUILD_SPACING)
+        self._napped = 0.0
         try:
-            pause = partial(self._give_way, began + BUILD_PATIENCE)
             graph = self._backend.build(runner.phase, runner.launches, runner.bucket, pause)
         except BackendRefused as refused:
             self._refuse(runner, str(refused))
@@ -284,13 +286,15 @@ class CaptureWorker:
         else:
             self._admit(runner, graph)
         self._built_last = time.perf_counter()
-        self._count_build(self._built_last - began, beside)
+        self._count_build(self._built_last - began - self._napped, beside)
         return True
 
     def _give_way(self, until: float) -> None:
         """While a step is being launched, its thread needs the interpreter more than a build does."""
+        began = time.perf_counter()
         while self._launching and not self._closing and time.perf_counter() < until:
             time.sleep(NAP)
+        self._napped += time.perf_counter() - began
 
     def _count_build(self, seconds: float, beside: bool) -> None:
         with self.lock:
@@ -343,7 +347,7 @@ class CaptureWorker:
 
     def _check(self, runner: SegmentRunner) -> None:
         """The worker holds the device."""
-        began, least = time.perf_counter(), 0.0
+        began, least, hurried = time.perf_counter(), 0.0, self._in_a_hurry > 0
         try:
             self._judge(runner)
         except Interrupted:
@@ -354,7 +358,8 @@ class CaptureWorker:
         finally:
             seconds = time.perf_counter() - began
             self.check_seconds += seconds
-            self._allowance.spend(max(seconds, least))
+            if not hurried:  # who waits for the graphs wants them now, and no requests in their place
+                self._allowance.spend(max(seconds, least))
             self._turns.give_back_gate()
 
     def _judge(self, runner: SegmentRunner) -> None:

@@ -20,9 +20,9 @@ class Cost:
     bytes: int
 
 
-def launch_cost(plan: Plan, phase: Phase, launch: Launch, *, tokens: int, start: int) -> Cost:
+def launch_cost(plan: Plan, phase: Phase, launch: Launch, *, tokens: int, start: int, target: str = "") -> Cost:
     """The cost of one launch for `tokens` rows after `start` cached ones, as its op declares it; of a sum in parts, as
-    many as the kernel for so many rows makes."""
+    many as the kernel for so many rows makes on the target, by default the plan's first."""
     op = all_ops()[launch.op]
     sizes = {"tokens": tokens, "length": tokens, "start": start}
     tensors = {
@@ -31,17 +31,17 @@ def launch_cost(plan: Plan, phase: Phase, launch: Launch, *, tokens: int, start:
     letters = bind_axes(op, {role: shape for role, (_, shape) in tensors.items()})
     dims = {letter: evaluate(size, sizes) for letter, size in letters.items()} | {"start": start}
     if "parts" in tensors:
-        dims["S"] = _parts_made(plan, launch, tokens) or dims["S"]
+        dims["S"] = _parts_made(plan, launch, tokens, target or plan.targets[0]) or dims["S"]
     # One width serves the whole formula: that of the largest operand, which is what the bytes are made of.
     largest = max(tensors.values(), key=lambda tensor: prod(evaluate(axis, sizes) for axis in tensor[1]))
     return Cost(op.flops(dims), op.bytes_moved(dims, ITEM_BYTES[largest[0]]))
 
 
-def _parts_made(plan: Plan, launch: Launch, rows: int) -> int | None:
-    """By the kernel of the first target that says so: the buffer has room for the most that any range of rows makes."""
-    calls = (call_for(kernel, rows) for kernel in launch.kernels.values())
-    splits = (plan.variants[call.variant].axes.get("splits") for call in calls if call is not None)
-    return next((int(count) for count in splits if count is not None), None)
+def _parts_made(plan: Plan, launch: Launch, rows: int, target: str) -> int | None:
+    """As the kernel's axes say: the buffer has room for the most that any kernel makes."""
+    call = call_for(launch.kernels[target], rows)
+    splits = None if call is None else plan.variants[call.variant].axes.get("splits")
+    return None if splits is None else int(splits)
 
 
 def _tensor(plan: Plan, phase: Phase, operand: Operand) -> tuple[str, tuple[Expression, ...]]:

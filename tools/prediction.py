@@ -69,7 +69,8 @@ def launch_seconds(cost: Cost, chip: Chip) -> float:
 
 def step_seconds(plan: Plan, phase: Phase, chip: Chip, *, tokens: int, start: int) -> float:
     """What one call of the phase's schedule `default` takes, without functions of the caller's."""
-    costs = (launch_cost(plan, phase, launch, tokens=tokens, start=start) for launch in _on_device(phase))
+    target = prediction(plan).target
+    costs = (launch_cost(plan, phase, one, tokens=tokens, start=start, target=target) for one in _on_device(phase))
     return sum(launch_seconds(cost, chip) for cost in costs)
 
 

@@ -136,6 +136,8 @@ def refuse(axes: Axes, own: int) -> str | None:
         return f"expected rows and columns that are multiples of 8, found {axes['rows']} and {axes['columns']}"
     if int(axes["height"]) % (2 * OCTET) or not 0 <= multiplied_rows(axes) - tile_rows(axes) < SLAB:
         return f"expected a height in multiples of {2 * OCTET} that needs every slab, found {axes['height']}"
+    if tile_rows(axes) % (OCTET * boxes(axes)):
+        return f"expected a height that {boxes(axes)} boxes of whole octets share, found {axes['height']}"
     if int(axes["tokens"]) > int(axes["row_capacity"]):
         return f"expected tokens up to row_capacity {axes['row_capacity']}, found {axes['tokens']}"
     if axes["share"] == "weight" and token_tiles(axes) % 2:

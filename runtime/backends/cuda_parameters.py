@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import ParameterField, Plan
 from hjgc.runtime.backend import Ids
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
@@ -40,7 +41,7 @@ class Parameters:
         self._memory, self._uploads = memory, uploads
         self._fields = {field.name: field for field in plan.parameters.fields}
         self._runs: dict[tuple[str, ...], list[_Run]] = {}
-        self._history = history_of(plan, memory)
+        self._history, self._history_bytes = history_of(plan, memory)
 
     def write(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
         """Set fields, and begin the token history with a prompt, if there is one."""
@@ -56,15 +57,23 @@ class Parameters:
 
     def write_history(self, offset: int, ids: Ids) -> None:
         """Set token ids of the history from `offset` on."""
-        self._uploads.write(self._history + 4 * offset, np.asarray(ids, np.int32).view(np.uint8))
+        data = np.asarray(ids, np.int32).view(np.uint8)
+        self._check_room(4 * offset + data.nbytes)
+        self._uploads.write(self._history + 4 * offset, data)
 
     def _write_all(self, block: _Run, values: Mapping[str, int | float], prompt: Ids) -> None:
         room, ids = self._uploads.room(), np.asarray(prompt, np.int32).view(np.uint8)
+        self._check_room(ids.nbytes)
         behind = self._history - block.address
         block.packing.pack_into(room.data, 0, *(values[name] for name in block.names))
         room[block.packing.size : behind] = 0
         room[behind : behind + ids.nbytes] = ids
         self._uploads.send(block.address, behind + ids.nbytes)
+
+    def _check_room(self, size: int) -> None:
+        if size > self._history_bytes:
+            held = self._history_bytes // 4
+            raise RunError(f"expected at most {held} token ids, which the plan's history holds, found {size // 4}")
 
     def _runs_of(self, names: tuple[str, ...]) -> list[_Run]:
         found = self._runs.get(names)
@@ -80,15 +89,15 @@ class Parameters:
         return _Run(self._memory.field_address(fields[0].name), tuple(field.name for field in fields), packing)
 
 
-def history_of(plan: Plan, memory: DeviceMemory) -> int:
-    """Where the token history lies; behind the parameter block where a plan has none."""
-    kinds = [state.kind for state in plan.states]
-    if "token_history" in kinds:
-        return memory.address("state", kinds.index("token_history"))
-    return memory.address("parameters", 0) + plan.parameters.bytes
+def history_of(plan: Plan, memory: DeviceMemory) -> tuple[int, int]:
+    """Where the token history lies, and its bytes; none behind the parameter block where a plan has none."""
+    for index, state in enumerate(plan.states):
+        if state.kind == "token_history":
+            return memory.address("state", index), state.bytes
+    return memory.address("parameters", 0) + plan.parameters.bytes, 0
 
 
 def room_needed(plan: Plan, memory: DeviceMemory) -> int:
     """The most bytes that one write takes: the block and the whole history."""
-    history = max((state.bytes for state in plan.states if state.kind == "token_history"), default=0)
-    return history_of(plan, memory) - memory.address("parameters", 0) + history
+    address, size = history_of(plan, memory)
+    return address - memory.address("parameters", 0) + size

@@ -76,9 +76,10 @@ class Uploads:
         self.bytes, self.close = self._slots.bytes, self._slots.close
 
     def room(self) -> Bytes:
-        """What the next `send` copies from, free to be changed until then."""
-        if self._next in self._sent:
-            self.settle()
+        """What the next `send` copies from, free to be changed until then. Events of what was sent before are recorded
+        no later than now: they are not to stand for what is launched behind this."""
+        if self._sent:
+            self._record()
         self._free_next()
         return self._slots.pieces[self._next]
 
@@ -94,12 +95,16 @@ class Uploads:
         self.send(address, data.nbytes)
 
     def settle(self) -> None:
-        """Let the events of what was sent stand for all that the stream holds by now, and free the next room."""
+        """Free the next room, and let the events of what was sent stand for all that the stream holds by now."""
+        if self._next not in self._sent:
+            self._free_next()
+        self._record()
+
+    def _record(self) -> None:
         for number in self._sent:
             self._driver.record(self._slots.events[number], self._stream)
             self._busy[number] = True
         self._sent.clear()
-        self._free_next()
 
     def _free_next(self) -> None:
         if self._busy[self._next]:

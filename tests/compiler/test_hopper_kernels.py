@@ -95,6 +95,13 @@ def test_the_digest_counts_the_loop_that_all_share(tmp_path: Path) -> None:
         ("hopper_linear_parts", {"splits": 5}, r"axes: expected parts of at least 64 columns each, found 5 of 328"),
         ("hopper_linear_parts", {"stages": 16, "slabs": 2}, r"axes: expected at most 232448 bytes of shared memory"),
         ("hopper_linear_parts", {"slabs": 4, "block_n": 104}, r"axes: expected sums that fit the registers"),
+        ("hopper_linear_parts", {"height": 72}, r"axes: expected a height in multiples of 16 that needs every slab"),
+        ("hopper_linear_parts", {"height": 64}, r"axes: expected a height in multiples of 16 that needs every slab"),
+        (
+            "hopper_linear_parts",
+            {"warpgroups": 3, "slabs": 3, "height": 544},
+            r"axes: expected a height that 3 boxes of whole octets share, found 544",
+        ),
         ("hopper_gated_linear", {"rows": 1384}, r"axes: expected outputs in multiples of 8, found 692"),
         ("hopper_attention_inputs", {"rows": 776}, r"axes: expected rows of 8 heads of 96, found 776"),
         ("hopper_attention_inputs", {"head_norm": True}, r"axes: expected tiles of whole heads"),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format import PlanError, load, save
 from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import graph_costs
 from hjgc.plan_format.reasons import Reason, ReasonCode
 from hjgc.plan_format.structs import (
@@ -29,6 +30,7 @@ from hjgc.plan_format.structs import (
 from hjgc.runtime.backend import Backend, BackendRefused, MemoryRef
 from hjgc.runtime.backends.cuda import CudaBackend
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError
+from hjgc.runtime.backends.cuda_staging import Uploads
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES
 from hjgc.runtime.backends.element_types import from_float32, to_float32
 from tests.runtime.digests import digest
@@ -346,6 +348,37 @@ def test_slots_are_used_again_without_a_token_in_between(tmp_path: Path, driver:
     history = MemoryRef("state", 1)
     assert backend.snapshot([history], 0, 1)[history][:4].view(np.int32).tolist() == [118]
     assert set(backend._memory.read_fields().values()) == {18}
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_an_upload_waits_for_what_was_launched_up_to_the_copy_after_its_slots_last(
+    settles: bool, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, waited, launched = driver.allocate(64), list[int](), list[int]()
+    uploads = Uploads(cast(Driver, driver), "stream", 64)
+    monkeypatch.setattr(driver, "wait_event", lambda event: waited.append(event["at"]))
+    for _ in range(11):
+        uploads.write(address, np.zeros(8, np.uint8))
+        driver._issued += 1  # a launch behind the copy
+        launched.append(driver._issued)
+        if settles:
+            uploads.settle()
+    assert len(waited) >= 7 and waited == launched[: len(waited)]
+
+
+def test_more_ids_than_the_history_holds_are_refused(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = open_backend(served_plan(tmp_path), driver)
+    for write in (
+        lambda: backend.write_history(19, [1, 2]),
+        lambda: backend.write_parameters(dict.fromkeys(FIELDS, 1), list(range(21))),
+    ):
+        with pytest.raises(RunError, match="expected at most 20 token ids, which the plan's history holds, found 21"):
+            write()
+
+
+def test_a_plan_without_a_history_holds_no_ids(backend: CudaBackend) -> None:
+    with pytest.raises(RunError, match="expected at most 0 token ids"):
+        backend.write_history(0, [1])
 
 
 def test_an_upload_waits_for_its_slot_and_no_longer(tmp_path: Path, driver: FakeDriver) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from hjgc.plan_format.ledger import graph_costs
 from hjgc.plan_format.structs import Plan, Schedule, StaticSegment
 from hjgc.runtime import LogitsProcessor, MemoryRef, Session, worker
-from hjgc.runtime.gate import CACHES
+from hjgc.runtime.gate import AHEAD, CACHES
 from tests.plans import check, small_plan
 from tests.runtime.fake_device import FakeDevice, FakeGraph
 from tests.runtime.serving import PATIENCE, Arrivals, answer, captured, entry, others, result, serving, when_built
@@ -337,6 +338,22 @@ def test_a_check_interrupted_too_often_is_finished_all_the_same(monkeypatch: pyt
         assert (promoted["state"], promoted["aborted_checks"]) == ("PROMOTED", 3)
         assert session.report()["worker"]["insisted_checks"] == 2  # a trial each
         assert all(result(future) == expected for future in answers)  # type: ignore[arg-type]
+
+
+def test_the_plain_run_of_a_check_stays_close_to_the_device() -> None:
+    with serving() as (session, device):
+        ahead: list[int | None] = []
+        run = device.run
+
+        def note(phase: str, launches: Sequence[int], tokens: int, stop: Any = None, most: int | None = None) -> bool:
+            ahead.append(most)
+            return run(phase, launches, tokens, stop, most)
+
+        device.run = note  # type: ignore[method-assign]
+        answer(session, 4, tokens=1)
+        assert ahead == [None]
+        captured(session)
+        assert set(ahead[1:]) == {AHEAD}
 
 
 def test_no_check_runs_while_a_request_holds_the_device_between_its_steps() -> None:

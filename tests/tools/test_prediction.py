@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hjgc.tools.costs import Cost
+from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.structs import Buffer, Kernel, Launch, Operand, TemplateCall, Variant
+from hjgc.tools.costs import Cost, launch_cost
 from hjgc.tools.prediction import (
     CHIPS,
     launch_seconds,
@@ -18,6 +20,7 @@ from hjgc.tools.prediction import (
 )
 from tests.plans import small_plan
 from tests.runtime.gpu_plan import gpu_plan
+from tests.tools.plans_to_compare import replace
 
 H200 = CHIPS["sm_90"]
 
@@ -68,3 +71,19 @@ def test_costs_are_given_for_a_prompt_of_128_or_fewer_and_a_token_after_512_or_f
     assert [representative(phase) for phase in small_plan().phases] == [(16, 0), (1, 48)]
     large = small_plan(buckets=(1, 3, 7, 15, 31, 63, 127, 200), context=1000)
     assert [representative(phase) for phase in large.phases] == [(128, 0), (1, 512)]
+
+
+@pytest.mark.parametrize(("target", "parts"), [("compute_80", 4), ("sm_90", 2), ("", 4)])
+def test_a_sum_has_as_many_parts_as_the_targets_kernel_makes(target: str, parts: int) -> None:
+    """A join of rows of 3 in a buffer with room for 6 parts reads as many of each row as there are."""
+    made = (("compute_80", 4), ("sm_90", 2))
+    variants = tuple(Variant(0, chip, {"splits": splits}, ()) for chip, splits in made)
+    plan = replace(small_plan(), variants=variants, targets=tuple(chip for chip, _ in made))
+    prefill = plan.phase("prefill")
+    tokens = prefill.buffers[0].shape[0]
+    rows = Buffer("y", "float16", (tokens, 3), 576, 48, 0, 0)
+    phase = replace(prefill, buffers=(Buffer("parts", "float32", (6, 8, 3), 0, 576, 0, 0), rows))
+    operands = (Operand("parts", "buffer", 0, "read"), Operand("y", "buffer", 1, "write"))
+    kernels: dict[str, Kernel] = {chip: TemplateCall(i, (1, 1, 1), ()) for i, (chip, _) in enumerate(made)}
+    cost = launch_cost(plan, phase, Launch("join", "join", operands, kernels), tokens=2, start=0, target=target)
+    assert cost.flops == all_ops()["join"].flops({"S": parts, "M": 2, "N": 3, "R": 8, "start": 0})

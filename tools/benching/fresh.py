@@ -65,11 +65,12 @@ def launches(name: str, spec: Mapping[str, Any], plan: Plan, settings: Settings,
 
 def _predicted(plan: Plan, row: Mapping[str, Any]) -> float | None:
     """Of the first of the launches: the layers of a model are alike."""
-    chip, phase = prediction(plan).chip, plan.phase(row["phase"])
-    if chip is None:
+    known, phase = prediction(plan), plan.phase(row["phase"])
+    if known.chip is None:
         return None
-    cost = launch_cost(plan, phase, phase.launches[row["launches"][0]], tokens=row["rows"], start=row["start"])
-    return round(launch_seconds(cost, chip) * 1e6, 3)
+    first, rows, start = phase.launches[row["launches"][0]], row["rows"], row["start"]
+    cost = launch_cost(plan, phase, first, tokens=rows, start=start, target=known.target)
+    return round(launch_seconds(cost, known.chip) * 1e6, 3)
 
 
 def _details(process: PeerProcess) -> dict[str, Any]:

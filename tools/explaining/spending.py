@@ -12,7 +12,7 @@ from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Phase, Plan
 from hjgc.tools.costs import launch_cost
-from hjgc.tools.prediction import Chip, launch_seconds, representative
+from hjgc.tools.prediction import Chip, launch_seconds, prediction, representative
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def spending(plan: Plan, phase: Phase, numbers: Iterable[int], chip: Chip | None
     rows, start = representative(phase)
     launches = [phase.launches[number] for number in numbers]
     on_device = [launch for launch in launches if not all_ops()[launch.op].host]
-    costs = [launch_cost(plan, phase, launch, tokens=rows, start=start) for launch in on_device]
+    target = prediction(plan).target
+    costs = [launch_cost(plan, phase, one, tokens=rows, start=start, target=target) for one in on_device]
     on_host = [launch for launch in launches if all_ops()[launch.op].host]
     copies = [_copies(plan, phase, launch, rows, start) for launch in on_host]
     timed = sum(launch_seconds(cost, chip) for cost in costs) if chip is not None and costs else None

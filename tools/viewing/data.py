@@ -158,7 +158,7 @@ def _launch(
     """[name, op, operands, kernels, attributes, flops, bytes, microseconds]; an operand is [role, access, space,
     index], kernels a number in the phase's table. A launch of the host's costs the device nothing."""
     host = all_ops()[launch.op].host
-    cost = None if host else launch_cost(plan, phase, launch, tokens=call[0], start=call[1])
+    cost = None if host else launch_cost(plan, phase, launch, tokens=call[0], start=call[1], target=predicted.target)
     seconds = None if cost is None or predicted.chip is None else launch_seconds(cost, predicted.chip)
     return [
         launch.name,

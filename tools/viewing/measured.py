@@ -39,7 +39,7 @@ def measured(plan: Plan, path: Path) -> list[dict[str, Any]]:
     steps = any(phase.name == "decode" for phase in plan.phases)
     try:
         return [*_prompts(plan, bench["rows"], most), *_tokens(plan, bench.get("decode", ()), steps=steps)]
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(path, "expected the result of `hjgc bench`, found another", field="--bench") from None
 
 
@@ -49,7 +49,7 @@ def launch_times(plan: Plan, path: Path) -> list[dict[str, Any]]:
     rows = read_json(path, "--bench", "rows").get("launches") or ()
     try:
         return [_timed(plan, row) for row in rows]
-    except (KeyError, TypeError, AttributeError, IndexError):
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         problem = "expected launches of this plan in the result of `hjgc bench --launches`, found others"
         raise InputError(path, problem, field="--bench") from None
 
