@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from hjgc.runtime.allowance import CUT_SHORT, Allowance, until_good_moment
 from hjgc.runtime.backend import Backend, BackendRefused, Graph
 from hjgc.runtime.budget import Budget
+from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.gate import Gate, Interrupted
 from hjgc.runtime.runner import SegmentRunner, State
 from hjgc.runtime.turns import Turns
@@ -46,6 +47,11 @@ only short gaps would never get a graph. Each of the two delays one request, onc
 step. A trial that is given up costs so much of the allowance that this takes ten seconds."""
 
 
+STARVED = 60.0
+"""Seconds after which a trial that found the device taken every time takes a place in the queue like a request: else
+there would be no graph where somebody always waits. It delays those behind it, once in so many seconds."""
+
+
 class CaptureWorker:
     """The background worker. `take`, `put_back` and `ran_plainly` are for the thread that serves a request."""
 
@@ -54,7 +60,7 @@ class CaptureWorker:
         self.budget = Budget(limit)
         self.state = "off"
         self.settle: Callable[[], None] = lambda: None
-        self.builds = self.build_failures = self.aborted_checks = self.insisted_checks = 0
+        self.builds = self.build_failures = self.aborted_checks = self.insisted_checks = self.starved_checks = 0
         self.builds_beside_requests = 0
         self.build_seconds = self.longest_build = self.pacing_seconds = self.check_seconds = 0.0
         self._built_last = -math.inf
@@ -64,12 +70,13 @@ class CaptureWorker:
         self._allowance = Allowance()
         self._in_a_hurry = 0
         self._napped = 0.0
+        self._due_since: float | None = None
         self._news = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
         self._events = self._clock = 0
         self._queue: deque[SegmentRunner] = deque()
         self._built: deque[SegmentRunner] = deque()
-        self._starved = self._pacing = self._closing = False
+        self._starved = self._pacing = self._closing = self._insisting = False
         self._building = threading.Lock()
         self.renewed = 0
         self._thread: threading.Thread | None = None
@@ -226,12 +233,16 @@ class CaptureWorker:
         until_check = UNTIL_NEWS if built is None else self._until_next_check()
         if built is not None and until_check == 0:
             if self._turns.take_if_idle():
+                self._due_since = None
                 if built.state is State.BUILT:
                     self._check(built)
                 else:  # renewed in the meantime
                     self._turns.give_back_gate()
                 return 0
-            until_check = UNTIL_NEWS
+            until_check = self._until_starved()
+            if until_check == 0:
+                self._check_in_turn(built)
+                return 0
         if queued is None:
             return until_check
         pause = self._until_next_build()
@@ -247,6 +258,25 @@ class CaptureWorker:
             return 0
         idle = self._turns.idle
         return self._allowance.pause() or (0 if idle is None else until_good_moment(idle))
+
+    def _until_starved(self) -> float:
+        """Seconds until a trial that finds the device taken every time waits no longer for a gap."""
+        now = time.perf_counter()
+        if self._due_since is None:
+            self._due_since = now
+        return max(0.0, self._due_since + STARVED - now)
+
+    def _check_in_turn(self, runner: SegmentRunner) -> None:
+        """A trial that has its place in the queue and gives way to nobody."""
+        self._due_since = None
+        with suppress(SessionClosed), self._turns.between():
+            if runner.state is State.BUILT:
+                self.starved_checks += 1
+                self._insisting = True
+                try:
+                    self._check(runner)
+                finally:
+                    self._insisting = False
 
     def _until_next_build(self) -> float:
         """Seconds. Says first that it waits, then looks: so the last request cannot leave unnoticed in between."""
@@ -365,7 +395,7 @@ class CaptureWorker:
     def _judge(self, runner: SegmentRunner) -> None:
         graph = runner.graph
         assert graph is not None
-        insist = runner.aborted_checks >= PATIENCE
+        insist = self._insisting or runner.aborted_checks >= PATIENCE
         self.insisted_checks += insist
         try:
             report = self._try(runner, graph, partial(self._must_stop, insist))
@@ -432,6 +462,7 @@ class CaptureWorker:
             "checked_on": self._backend.digests_on,
             "aborted_checks": self.aborted_checks,
             "insisted_checks": self.insisted_checks,
+            "starved_checks": self.starved_checks,
         }
 
 

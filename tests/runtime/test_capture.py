@@ -424,7 +424,7 @@ def when_pacing(session: Session) -> threading.Event:
     resting, rest = threading.Event(), session._worker._rest
 
     def note(seen: int, pause: float) -> None:
-        if pause != worker.UNTIL_NEWS:
+        if session._worker._pacing:
             resting.set()
         rest(seen, pause)
 

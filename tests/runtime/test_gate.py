@@ -356,6 +356,38 @@ def test_the_plain_run_of_a_check_stays_close_to_the_device() -> None:
         assert set(ahead[1:]) == {AHEAD}
 
 
+def test_where_somebody_always_waits_a_trial_takes_its_place_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STARVED", 0.0)
+    with serving() as (session, device), others() as submit:
+        arrivals = Arrivals(session)
+        with session.request() as request:
+            arrivals.wait()
+            expected = request.prefill([1, 2, 3], {})
+            assert not arrivals.wait().request  # the worker, behind nobody
+            second = submit(lambda: answer(session, [1, 2, 3], tokens=1))
+            assert arrivals.wait().request
+            device.log.clear()
+        assert result(second) == [expected]
+        # The trial first, whole, though somebody waits: a plain run, then a replay; then the request.
+        replay = next(i for i, line in enumerate(device.log) if line.startswith("replay prefill"))
+        assert device.log.index("embed") < replay and device.log.count("embed") >= 2
+        numbers = session.report()["worker"]
+        assert numbers["starved_checks"] >= 1 and numbers["insisted_checks"] >= 1 and not numbers["aborted_checks"]
+
+
+def test_closing_ends_a_trials_wait_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STARVED", 0.0)
+    with serving() as (session, _):
+        arrivals = Arrivals(session)
+        with session.request() as request:
+            arrivals.wait()
+            request.prefill([1, 2, 3], {})
+            assert not arrivals.wait().request
+            session._turns.close()
+        session.close()
+        assert session.report()["worker"]["state"] == "closed"
+
+
 def test_no_check_runs_while_a_request_holds_the_device_between_its_steps() -> None:
     with serving() as (session, device):
         threads: set[str] = set()
