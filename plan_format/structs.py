@@ -360,6 +360,13 @@ class Phase(Record, frozen=True):
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
 
+    def schedule(self, name: str = "default") -> Schedule:
+        """The schedule called `name`; every phase has the default one. Raises KeyError."""
+        for schedule in self.schedules:
+            if schedule.name == name:
+                return schedule
+        raise KeyError(name)
+
 
 class TemplateFile(Record, frozen=True):
     """A file that a template is written in: `length` bytes at `offset` of the templates section, with their sha256."""

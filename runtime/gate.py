@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.hazards import MemoryUse, memory_uses
-from hjgc.plan_format.structs import Launch, Phase, Plan, Schedule
+from hjgc.plan_format.structs import Launch, Phase, Plan
 from hjgc.runtime.backend import Backend, BackendRefused, Graph, MemoryRef
 from hjgc.runtime.functions import callback_of
 from hjgc.runtime.runner import SegmentRunner
@@ -298,7 +298,7 @@ def _latest_start(phase: Phase) -> int:
 def _around(phase: Phase, runner: SegmentRunner) -> tuple[list[int], list[int]]:
     """The launches of the schedule before the runner's segment, without those of the host that only change what is
     there, and after it."""
-    schedule: Schedule = next(schedule for schedule in phase.schedules if schedule.name == runner.schedule)
+    schedule = phase.schedule(runner.schedule)
     before = [n for segment in schedule.segments[: runner.segment] for n in segment.launches]
     after = [n for segment in schedule.segments[runner.segment + 1 :] for n in segment.launches]
     return [n for n in before if not on_host(phase.launches[n]) or _makes_something(phase.launches[n])], after

@@ -46,8 +46,7 @@ PATIENCE = 4
 only short gaps would never get a graph. Each of the two delays one request, once, by a plain run and a replay of a
 step. A trial that is given up costs so much of the allowance that this takes ten seconds."""
 
-
-STARVED = 60.0
+TURN_AFTER = 60.0
 """Seconds after which a trial that found the device taken every time takes a place in the queue like a request: else
 there would be no graph where somebody always waits. It delays those behind it, once in so many seconds."""
 
@@ -60,7 +59,7 @@ class CaptureWorker:
         self.budget = Budget(limit)
         self.state = "off"
         self.settle: Callable[[], None] = lambda: None
-        self.builds = self.build_failures = self.aborted_checks = self.insisted_checks = self.starved_checks = 0
+        self.builds = self.build_failures = self.aborted_checks = self.insisted_checks = self.checks_in_turn = 0
         self.builds_beside_requests = 0
         self.build_seconds = self.longest_build = self.pacing_seconds = self.check_seconds = 0.0
         self._built_last = -math.inf
@@ -239,7 +238,7 @@ class CaptureWorker:
                 else:  # renewed in the meantime
                     self._turns.give_back_gate()
                 return 0
-            until_check = self._until_starved()
+            until_check = self._until_turn()
             if until_check == 0:
                 self._check_in_turn(built)
                 return 0
@@ -259,19 +258,19 @@ class CaptureWorker:
         idle = self._turns.idle
         return self._allowance.pause() or (0 if idle is None else until_good_moment(idle))
 
-    def _until_starved(self) -> float:
+    def _until_turn(self) -> float:
         """Seconds until a trial that finds the device taken every time waits no longer for a gap."""
         now = time.perf_counter()
         if self._due_since is None:
             self._due_since = now
-        return max(0.0, self._due_since + STARVED - now)
+        return max(0.0, self._due_since + TURN_AFTER - now)
 
     def _check_in_turn(self, runner: SegmentRunner) -> None:
         """A trial that has its place in the queue and gives way to nobody."""
         self._due_since = None
         with suppress(SessionClosed), self._turns.between():
             if runner.state is State.BUILT:
-                self.starved_checks += 1
+                self.checks_in_turn += 1
                 self._insisting = True
                 try:
                     self._check(runner)
@@ -462,7 +461,7 @@ class CaptureWorker:
             "checked_on": self._backend.digests_on,
             "aborted_checks": self.aborted_checks,
             "insisted_checks": self.insisted_checks,
-            "starved_checks": self.starved_checks,
+            "checks_in_turn": self.checks_in_turn,
         }
 
 

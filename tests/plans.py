@@ -284,31 +284,19 @@ class _PhaseBuilder:
             **caches,
         )
         self.launch(f"{layer}.o", "linear", x=attended, weight=weights["o"], residual=x, y=middle)
-        self.launch(
-            f"{layer}.gate_up",
-            "gated_linear",
-            {"epsilon": EPSILON},
-            x=middle,
-            norm_weight=weights["mlp_norm"],
-            weight=weights["gate_up"],
-            y=gated,
-        )
+        self._gated(f"{layer}", weights, middle, gated)
         self.launch(f"{layer}.down", "linear", x=gated, weight=weights["down"], residual=middle, y=out)
         return out
+
+    def _gated(self, name: str, weights: dict[str, Place], x: Place, y: Place) -> None:
+        norm, weight = weights["mlp_norm"], weights["gate_up"]
+        self.launch(f"{name}.gate_up", "gated_linear", {"epsilon": EPSILON}, x=x, norm_weight=norm, weight=weight, y=y)
 
     def _block(self, block: int, x: Place) -> Place:
         weights = {name: self.weights[f"0.{name}"] for name in LAYER_WEIGHTS}
         gated, middle = self.buffer(f"{block}.gated", INNER), self.buffer(f"{block}.x", HIDDEN)
         out = self.buffer(f"{block}.y", HIDDEN)
-        self.launch(
-            f"{block}.gate_up",
-            "gated_linear",
-            {"epsilon": EPSILON},
-            x=x,
-            norm_weight=weights["mlp_norm"],
-            weight=weights["gate_up"],
-            y=gated,
-        )
+        self._gated(f"{block}", weights, x, gated)
         self.launch(f"{block}.down", "linear", x=gated, weight=weights["down"], y=middle)
         self.launch(f"{block}.o", "linear", x=middle, weight=weights["o"], y=out)
         return out

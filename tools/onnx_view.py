@@ -23,7 +23,6 @@ from hjgc.tools.explaining.chains import View, view
 from hjgc.tools.explaining.facts import (
     about_segment,
     costs,
-    default_schedule,
     described,
     kernel_texts,
     reasons,
@@ -106,7 +105,7 @@ class _Phase:
         self._given: dict[str, None] = {}
 
     def draw(self) -> _Drawn:
-        schedule = default_schedule(self._phase)
+        schedule = self._phase.schedule()
         steps = [[self._step(number) for number in segment.launches] for segment in schedule.segments]
         last = {self._name(key, version) for key, version in self._versions.items() if key[0] == "state" and version}
         drawn = _Drawn()

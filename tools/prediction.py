@@ -103,6 +103,5 @@ def representative(phase: Phase) -> tuple[int, int]:
 
 
 def _on_device(phase: Phase) -> list[Launch]:
-    schedule = next(schedule for schedule in phase.schedules if schedule.name == "default")
-    numbers = [number for segment in schedule.segments for number in segment.launches]
+    numbers = [number for segment in phase.schedule().segments for number in segment.launches]
     return [phase.launches[number] for number in numbers if not all_ops()[phase.launches[number].op].host]

@@ -23,6 +23,7 @@ from hjgc.compiler.retune import variant_key, with_axes
 from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan, RowsCall, call_for
+from hjgc.runtime.request import SAMPLING
 
 Tell = Callable[[str], None]
 REPEATS = 15
@@ -207,17 +208,15 @@ class CardStopwatch:
     def measure(
         self, plan: Plan, added: Mapping[int, BuiltVariant], place: Place, repeats: int
     ) -> tuple[list[float], NDArray[np.float32]]:
-        schedule = next(s for s in plan.phase(place.phase).schedules if s.name == "default")
-        launches = [number for segment in schedule.segments for number in segment.launches]
+        segments = plan.phase(place.phase).schedule().segments
+        launches = [number for segment in segments for number in segment.launches]
         self._backend.write_history(0, self._ids)
         with self._timing.graph(plan, place.phase, launches, place.rows, added) as graph:
             rounds = [self._timing.replay(graph, repeats, self._prepare(place, start)) for start in place.starts]
             return [sum(times) for times in zip(*rounds, strict=True)], self._backend.read_logits()
 
     def _prepare(self, place: Place, start: int) -> Callable[[], None]:
-        fields = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-
         def prepare() -> None:
-            self._backend.write_parameters({**fields, "start": start, "length": place.rows})
+            self._backend.write_parameters({**SAMPLING, "start": start, "length": place.rows})
 
         return prepare

@@ -6,7 +6,6 @@ from __future__ import annotations
 from hjgc.compiler.kernels.declaration import Axes, AxisValue, OneOf, Parameter, Template, Whole
 from hjgc.compiler.kernels.hopper_product import (
     OCTET,
-    PAIRS,
     PRODUCT_AXES,
     constants,
     cuda_function,
@@ -17,6 +16,7 @@ from hjgc.compiler.kernels.hopper_product import (
     staging_bytes,
     tile_rows,
 )
+from hjgc.compiler.kernels.hopper_text import PAIRS
 
 FINISH = r"""
 __device__ __forceinline__ void add_bias(Sums& sums, const Tile& tile, const Half* bias) {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hjgc.compiler.kernels.declaration import Axes, OneOf, Parameter, Template
 from hjgc.compiler.kernels.hopper_product import (
-    PAIRS,
     PRODUCT_AXES,
     constants,
     cuda_function,
@@ -14,6 +13,7 @@ from hjgc.compiler.kernels.hopper_product import (
     refuse,
     staging_bytes,
 )
+from hjgc.compiler.kernels.hopper_text import PAIRS
 
 FINISH = r"""
 __device__ __forceinline__ float gated(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }

@@ -357,7 +357,7 @@ def test_the_plain_run_of_a_check_stays_close_to_the_device() -> None:
 
 
 def test_where_somebody_always_waits_a_trial_takes_its_place_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "STARVED", 0.0)
+    monkeypatch.setattr(worker, "TURN_AFTER", 0.0)
     with serving() as (session, device), others() as submit:
         arrivals = Arrivals(session)
         with session.request() as request:
@@ -372,11 +372,11 @@ def test_where_somebody_always_waits_a_trial_takes_its_place_in_the_queue(monkey
         replay = next(i for i, line in enumerate(device.log) if line.startswith("replay prefill"))
         assert device.log.index("embed") < replay and device.log.count("embed") >= 2
         numbers = session.report()["worker"]
-        assert numbers["starved_checks"] >= 1 and numbers["insisted_checks"] >= 1 and not numbers["aborted_checks"]
+        assert numbers["checks_in_turn"] >= 1 and numbers["insisted_checks"] >= 1 and not numbers["aborted_checks"]
 
 
 def test_closing_ends_a_trials_wait_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "STARVED", 0.0)
+    monkeypatch.setattr(worker, "TURN_AFTER", 0.0)
     with serving() as (session, _):
         arrivals = Arrivals(session)
         with session.request() as request:

@@ -105,6 +105,7 @@ def shown() -> dict[str, Any]:
         **result(small_plan(), Limits(2e6, 1.9e6, 1e6, 3e12, ("a note",)), settings, found),
         "cold": [{"system": "hjgc graph", "length": 10, "ttft_ms": 6.0, "replayed": 0, "ran": 4, "startup_ms": start}],
         "capturing": judged("hjgc graph", [run]),
+        "launches": None,
         "problems": ["hjgc graph: it stopped"],
         "interrupted": None,
     }  # fmt: skip

@@ -37,7 +37,7 @@ def text(shown: dict[str, Any]) -> Iterator[str]:
         yield _decode(shown)
     yield from _cold(shown)
     yield from _capturing(shown["capturing"])
-    yield from _launches(shown.get("launches"))
+    yield from _launches(shown["launches"])
     yield ""
     yield _startup(shown)
     yield from _unavailable(shown)

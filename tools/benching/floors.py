@@ -74,8 +74,7 @@ def cached(context: int, decode: int) -> float:
 
 
 def _launches(phase: Phase) -> list[Launch]:
-    schedule = next((schedule for schedule in phase.schedules if schedule.name == "default"), phase.schedules[0])
-    return [phase.launches[number] for segment in schedule.segments for number in segment.launches]
+    return [phase.launches[number] for segment in phase.schedule().segments for number in segment.launches]
 
 
 def _row_bytes(plan: Plan, index: int) -> int:

@@ -93,9 +93,7 @@ def graph_lengths(plan: Plan) -> list[int]:
     """A prompt length for each graph that a prompt in one piece can have."""
     lengths = {
         bucket
-        for schedule in plan.phase("prefill").schedules
-        if schedule.name == "default"
-        for segment in schedule.segments
+        for segment in plan.phase("prefill").schedule().segments
         if isinstance(segment, StaticSegment)
         for bucket in segment.key.buckets
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hjgc.plan_format.sizes import spell
-from hjgc.plan_format.structs import DynamicSegment, Operand, Phase, Plan, Schedule, Segment
+from hjgc.plan_format.structs import DynamicSegment, Operand, Phase, Plan, Segment
 from hjgc.plan_format.text import operand_name
 from hjgc.tools.explaining.chains import KIND_WORDS, Cause, View, causes
 from hjgc.tools.explaining.nodes import kernels
@@ -14,11 +14,6 @@ from hjgc.tools.explaining.spending import spending
 from hjgc.tools.prediction import Chip
 
 Reasons = Mapping[int, Sequence[str]]
-
-
-def default_schedule(phase: Phase) -> Schedule:
-    """The one that is shown: every phase has it."""
-    return next(schedule for schedule in phase.schedules if schedule.name == "default")
 
 
 def verdict(segment: Segment) -> str:

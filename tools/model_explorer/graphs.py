@@ -18,15 +18,14 @@ from hjgc.tools.explaining.facts import (
     Reasons,
     about_segment,
     costs,
-    default_schedule,
     described,
     kernel_texts,
     reasons,
     shape,
     verdict,
 )
+from hjgc.tools.layers import layer_of
 from hjgc.tools.prediction import Chip, prediction
-from hjgc.tools.viewing.data import LAYER
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class _Phase:
     def graph(self) -> Graph:
         nodes: list[GraphNode] = []
         groups: dict[str, dict[str, str]] = {}
-        for place, segment in enumerate(default_schedule(self._phase).segments):
+        for place, segment in enumerate(self._phase.schedule().segments):
             name, why = f"segment {place} ({verdict(segment)})", reasons(self._seen, segment)
             groups[name] = about_segment(self._seen, segment, why, self._chip)
             nodes += [self._node(number, segment, name, why) for number in segment.launches]
@@ -149,7 +148,5 @@ class _Phase:
 
 def _place(launch: Launch, group: str) -> tuple[str, str]:
     """Label and namespace. Without its layer's number in the labels, Model Explorer sees that layers are alike."""
-    layer = LAYER.search(launch.name)
-    if layer is None:
-        return launch.name, group
-    return launch.name[layer.end() :] or launch.op, f"{group}/layer {layer[1]}"
+    layer, name = layer_of(launch.name)
+    return (name, group) if layer < 0 else (name or launch.op, f"{group}/layer {layer}")

@@ -7,7 +7,6 @@ or two more here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -17,11 +16,11 @@ import numpy as np
 from hjgc.plan_format.errors import HjgcError
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.structs import Phase, Plan, StaticSegment
+from hjgc.runtime.request import SAMPLING
+from hjgc.tools.layers import layer_of
 from hjgc.tools.prediction import representative
 
-LAYER = re.compile(r"^(.*?\.)?\d+\.")
 ROUNDS = 15
-SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def time_launches(plan: Plan, backend: Any) -> list[dict[str, Any]]:
@@ -35,13 +34,13 @@ def time_launches(plan: Plan, backend: Any) -> list[dict[str, Any]]:
 def kinds(phase: Phase) -> dict[tuple[str, str], list[int]]:
     """The device's launches in static segments of the default schedule, by what their names say behind the layer, and
     their op."""
-    schedule = next(schedule for schedule in phase.schedules if schedule.name == "default")
-    numbers = [n for segment in schedule.segments if isinstance(segment, StaticSegment) for n in segment.launches]
+    segments = phase.schedule().segments
+    numbers = [n for segment in segments if isinstance(segment, StaticSegment) for n in segment.launches]
     found: dict[tuple[str, str], list[int]] = {}
     for number in numbers:
         launch = phase.launches[number]
         if not all_ops()[launch.op].host:
-            found.setdefault((LAYER.sub("", launch.name), launch.op), []).append(number)
+            found.setdefault((layer_of(launch.name)[1], launch.op), []).append(number)
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -35,12 +34,11 @@ from hjgc.tools.console import as_data
 from hjgc.tools.costs import launch_cost
 from hjgc.tools.explaining.describe import explain
 from hjgc.tools.explaining.spending import spending
+from hjgc.tools.layers import layer_of
 from hjgc.tools.prediction import Prediction, launch_seconds, prediction, representative
 
 SPACES = ("buffer", "weight", "constant", "state", "parameters")
 ACCESSES = ("read", "write", "read_write")
-LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-"""Where the name of a launch says which layer it belongs to."""
 
 
 def page_data(file: PlanFile) -> dict[str, Any]:
@@ -227,8 +225,7 @@ def _folds(launches: Sequence[Launch], kernels: Sequence[int]) -> list[list[int]
     layers: list[list[int]] = []
     numbers: list[int] = []
     for number, launch in enumerate(launches):
-        found = LAYER.search(launch.name)
-        layer = int(found[1]) if found else -1
+        layer, _ = layer_of(launch.name)
         if layers and numbers[-1] == layer:
             layers[-1].append(number)
         else:
