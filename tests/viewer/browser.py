@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -70,8 +71,15 @@ class Browser:
         (found,) = self.all(selector)
         return found
 
-    def click(self, selector: str) -> None:
-        self.one(selector).click()
+    def click(self, selector: str, place: int | None = None) -> None:
+        """The one that is selected, or of several that at `place`. A list may paint its rows anew after a row was
+        looked up and before it is clicked: then the row that is there instead."""
+
+        def clicked(_: object) -> bool:
+            (self.one(selector) if place is None else self.all(selector)[place]).click()
+            return True
+
+        WebDriverWait(self._driver, PATIENCE, 0.02, [StaleElementReferenceException]).until(clicked)
 
     def keys(self, selector: str, *keys: str) -> None:
         self.one(selector).send_keys(*keys)

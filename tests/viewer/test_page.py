@@ -71,7 +71,7 @@ def test_layers_that_are_alike_are_one_row_that_unfolds(window: Browser, layered
     before = len(window.rows())
     window.click(".row.fold")
     assert len(window.all(".row.layer")) == 4
-    window.all(".row.layer")[2].click()
+    window.click(".row.layer", 2)
     launches = [row for row in window.rows() if row.startswith("2.")]
     assert len(launches) == len(window.rows()) - before - 4 > 2
     window.click(".row.fold")
@@ -89,7 +89,7 @@ def test_a_launch_shows_its_operands_kernels_and_onnx_nodes(window: Browser, sho
 def test_a_dynamic_segment_is_told_by_words_and_shape_and_shows_its_chain(window: Browser, shown: Path) -> None:
     window.open(shown, "view=why")
     assert "the caller's" in window.text() or "caller" in window.text()
-    window.all("main button")[0].click()
+    window.click("main button", 0)
     assert "view=graph" in window.place() and "segment=" in window.place()
     assert window.one(".row[aria-selected=true] .name").text.startswith("◇ 1 dynamic")
     assert "HOST_READ" in window.text(".detail") and "host/steer" in window.text(".detail")
@@ -113,8 +113,8 @@ def test_search_finds_by_onnx_node_template_and_buffer(window: Browser, shown: P
 def test_a_place_can_be_sent_to_somebody(window: Browser, layered: Path) -> None:
     window.open(layered, "view=graph&phase=decode")
     window.click(".row.fold")
-    window.all(".row.layer")[1].click()
-    window.all(".row.launch")[3].click()
+    window.click(".row.layer", 1)
+    window.click(".row.launch", 3)
     name, place = window.text(".detail h2"), window.place()
     assert "launch=" in place
     window.open(layered, place)
@@ -202,7 +202,7 @@ def test_of_a_hundred_thousand_launches_only_the_visible_rows_exist(window: Brow
         window.open(long_page, f"view={view}&phase=decode")
         assert window.run(LOADED) < 4000
     window.click("[data-view=graph]")
-    window.all(".row.fold")[1].click()
+    window.click(".row.fold", 1)
     assert len(window.rows()) < 100 and "▸ 16663" not in window.rows()
     window.run("document.querySelector('.list').scrollTop = 1e9")
     window.until(f"return {LAST} === 'sample'")
@@ -335,7 +335,7 @@ def test_a_dynamic_launch_shows_its_own_chain_and_no_other(window: Browser, tmp_
 
 def test_templates_show_their_text_and_variants(window: Browser, tmp_path: Path) -> None:
     window.open(viewed(write_gpu_plan(tmp_path), tmp_path), "view=templates")
-    window.all(".template summary")[0].click()
+    window.click(".template summary", 0)
     window.until("return document.querySelector('.template table') !== null")
     assert "sm_90" in window.text(".template")
 
