@@ -15,7 +15,7 @@ from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.reasons import Reason
 from hjgc.plan_format.sizes import Expression, SizeDeclaration
 
-FORMAT_VERSION = "0.1"
+FORMAT_VERSION = "1.0"
 FEATURES: frozenset[str] = frozenset({"token_history", "parameter_block"})
 """Features this reader understands; a plan that names another is refused."""
 
@@ -491,7 +491,7 @@ class DebugMap(Record, frozen=True):
 
 
 def parameter_block() -> ParameterBlock:
-    """The block of format 0.1: 4-byte fields, little-endian, in this order, padded to 64 bytes.
+    """The block of format 1.0: 4-byte fields, little-endian, in this order, padded to 64 bytes.
 
     `start` tokens are in the cache, `length` rows are in this call; then the sampling parameters."""
     kinds: tuple[tuple[FieldType, tuple[str, ...]], ...] = (

@@ -90,7 +90,7 @@ def in_tree(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], byt
 def field_again(data: bytes) -> bytes:
     """The map of 16 fields with the first of them once more at the end."""
     assert data[:3] == b"\xde\x00\x10"
-    return b"\xde\x00\x11" + data[3:] + b"\xa6format\xa30.1"
+    return b"\xde\x00\x11" + data[3:] + b"\xa6format\xa31.0"
 
 
 SPELLINGS: list[tuple[str, Callable[[bytes], bytes], str]] = [
@@ -111,7 +111,7 @@ SPELLINGS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("a truth for a number", in_tree(lambda t: t["weights"][3].update(bytes=True)), r"Expected `int`, got `bool`"),
     ("a moment for a number", in_tree(lambda t: t.update(arena_bytes=msgpack.Timestamp(1))), "Expected `int`"),
     ("an extension for text", in_tree(lambda t: t.update(format=msgpack.ExtType(7, b"x"))), "Expected `str`"),
-    ("bytes for text", in_tree(lambda t: t.update(format=b"0.1")), "Expected `str`, got `bytes`"),
+    ("bytes for text", in_tree(lambda t: t.update(format=b"1.0")), "Expected `str`, got `bytes`"),
     ("no UTF-8", lambda data: data.replace(b"small", b"\xff\xfe\xfd\xfc\xfb", 1), "section plan: "),
     (
         "an unknown kind of call",

@@ -113,7 +113,7 @@ def broken(plan: Plan, change: Change) -> Plan:
 # The small plan: phases 0 prefill and 1 decode; launches 0 embed, 1 rotary, 2 and 7 attention_inputs, 3 attention,
 # 4 o, 5 gate_up, 6 down, ..., 12 head, 13 caller, 14 sample; schedules 0 default, 1 logits_processor, 2 prompt_only.
 SMALL: list[tuple[str, Change, str]] = [
-    ("another format", put("format", "9.9"), r"\$\.format: expected 0\.1, found '9\.9'"),
+    ("another format", put("format", "9.9"), r"\$\.format: expected 1\.0, found '9\.9'"),
     ("an unknown feature", put("features", ["telepathy"]), r"\$\.features\[0\]: expected one of"),
     ("a feature twice", twice("features"), r"\$\.features\[2\]"),
     ("many features", put("features", ["token_history"] * 65), r"\$\.features: expected at most 64"),
