@@ -8,8 +8,11 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from hjgc.compiler.attention_regions import AttentionFinder
+from hjgc.compiler.interface import read_interface
 from hjgc.compiler.rules import fuse, lift
 from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name, source_nodes
+from hjgc.compiler.simplify import simplify
 from hjgc.plan_format.checker import brief
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR, is_function_name
@@ -37,13 +40,16 @@ class Recognised:
 def recognise(model: ir.Model, path: Path) -> Recognised:
     """Rewrite the graph in place. Raises CompileError that names the first node no rule covers."""
     journal = Journal()
-    _check_interface(model, path)
+    interface = read_interface(model, path)
     _check_host_functions(model, path)
     drop_weight_casts(model)
     drop_casts_around_host_functions(model)
+    simplify(model, interface, journal)
     keep_cache_in_place(model)
-    _check_outputs(model, path)
     apply_rules(model, lift.RULES, journal)
+    apply_rules(model, fuse.ATTENTION_RULES, journal)
+    AttentionFinder(model, interface, journal).replace_all()
+    _check_outputs(model, path)
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
     _refuse_leftovers(model, journal, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Tables:
     weights: dict[tuple[str, ...], Weight] = field(default_factory=dict[tuple[str, ...], Weight])
     constants: dict[str, Constant] = field(default_factory=dict[str, Constant])
     constant_bytes: bytearray = field(default_factory=bytearray)
+    _model: mmap.mmap | None = None
+    _cursor: int = 0
+    """Weights inside the model tend to lie in the order of their use."""
 
     def weight(self, values: list[ir.Value], transposed: list[bool] | None = None) -> Tensor:
         """The weights stacked along axis 0 as one packed weight; the same stack is made once."""
@@ -65,27 +69,41 @@ class Tables:
 
     def _source(self, value: ir.Value, transpose: bool) -> Source:
         tensor, field = value.const_value, f"initializer {value.name}"
-        if not isinstance(tensor, ir.ExternalTensor):
-            raise CompileError(
-                self.path, "expected its data in a weight file, found it inside the model", field=field,
-                next_step="save the model with external data for every weight",
-            )  # fmt: skip
-        if tensor.dtype not in DTYPES:
+        if tensor is None or tensor.dtype not in DTYPES:
             known = ", ".join(DTYPES.values())
-            raise CompileError(self.path, f"expected one of {known}, found {tensor.dtype.name.lower()}", field=field)
-        file = Path(tensor.base_dir) / tensor.location
+            found = "no numbers" if tensor is None else tensor.dtype.name.lower()
+            raise CompileError(self.path, f"expected one of {known}, found {found}", field=field)
+        file, offset = self._place(tensor, field)
         if file not in self.files:
             self.files.append(file)
         shape = tuple(int(axis) for axis in tensor.shape.numpy())
-        return Source(
-            self.files.index(file), tensor.offset or 0, tensor.nbytes, DTYPES[tensor.dtype], shape, transpose=transpose
-        )
+        return Source(self.files.index(file), offset, tensor.nbytes, DTYPES[tensor.dtype], shape, transpose=transpose)
+
+    def _place(self, tensor: ir.TensorProtocol, field: str) -> tuple[Path, int]:
+        """File and offset. Of a weight inside the model, a place in the model's own file with the same bytes."""
+        if isinstance(tensor, ir.ExternalTensor):
+            return Path(tensor.base_dir) / tensor.location, tensor.offset or 0
+        if self._model is None and self.path.is_file():
+            with open(self.path, "rb") as file:
+                self._model = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = tensor.tobytes()
+        found = -1
+        if self._model is not None and data:
+            found = self._model.find(data, self._cursor)
+            found = self._model.find(data) if found < 0 else found
+        if found < 0:
+            raise CompileError(
+                self.path, "expected its bytes in a row, in the model or in a weight file, found them nowhere",
+                field=field, next_step="save the model with external data for every weight",
+            )  # fmt: skip
+        self._cursor = found + len(data)
+        return self.path, found
 
     def _store(self, name: str, value: ir.Value, dtype: DType) -> Constant:
         tensor = value.const_value
         if tensor is None or tensor.nbytes > MAX_INLINE_BYTES:
             raise CompileError(self.path, "expected a small constant, found none or a large one", field=name)
-        data = _values(tensor).astype(NUMPY[dtype]).tobytes()
+        data = read_tensor(tensor).astype(NUMPY[dtype]).tobytes()
         self.constant_bytes += bytes(-len(self.constant_bytes) % CONSTANT_ALIGNMENT)
         shape = tuple(int(axis) for axis in tensor.shape.numpy())
         entry = Constant(name, dtype, shape, len(self.constant_bytes), len(data))
@@ -93,7 +111,7 @@ class Tables:
         return entry
 
 
-def _values(tensor: ir.TensorProtocol) -> NDArray[Any]:
+def read_tensor(tensor: ir.TensorProtocol) -> NDArray[Any]:
     """Its elements. A small tensor in a weight file is read plainly: onnx_ir reads no file that has hard links."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor.numpy()

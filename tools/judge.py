@@ -9,94 +9,94 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hjgc.compiler.interface import Sizes, Slot, dimension, read_interface, unknown_inputs
 from hjgc.plan_format.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
-PAST, PRESENT = "past_key_values.", "present."
-DTYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 QUIET = 3  # errors only
 
 
 class Judge:
-    """An ONNX decoder on ONNX Runtime's CPU provider, fed with its own present.* as past. `values` are ONNX values that
-    it also shows after each step. `threads` 0 leaves the number to ONNX Runtime.
+    """An ONNX decoder on ONNX Runtime's CPU provider, fed with the cache that it gives; without a cache, with all tokens
+    each time. `values` are ONNX values that it also shows after each step. `cache` is heads and head size, for graphs
+    whose inputs leave them open. `threads` 0 leaves the number to ONNX Runtime.
 
-    Raises InputError for a model that is missing, that ONNX Runtime refuses, or that has other inputs than `input_ids`,
-    `position_ids`, `attention_mask` and `past_key_values.*`."""
+    Raises InputError for a model that is missing, that ONNX Runtime refuses, or with inputs that nobody knows."""
 
-    def __init__(self, model: Path, *, values: Sequence[str] = (), threads: int = 0) -> None:
-        self._model = model
+    def __init__(
+        self, model: Path, *, values: Sequence[str] = (), cache: tuple[int, int] | None = None, threads: int = 0
+    ) -> None:
+        self._model, self._cache = model, cache
         self._session = _open(model, values, threads)
-        self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        self._interface = read_interface(_structure(model), model)
         self._outputs = [entry.name for entry in self._session.get_outputs()]
-        self._check_names()
+        self._presents = {slot: str(value.name) for value, slot in self._interface.presents.items()}
+        self._check()
         self.values: dict[str, NDArray[Any]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget the prompt."""
         self.length = 0
-        self._past = {name: self._empty(name) for name in self._inputs if name.startswith(PAST)}
+        self._ids: list[int] = []
+        self._past = {slot: self._empty(value) for value, slot in self._interface.caches.items()}
 
     def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits [V] after these tokens, which follow those of the steps before."""
-        feeds = self._feeds(ids)
+        self._ids = [*ids] if self._past else [*self._ids, *ids]
+        sizes = Sizes(self.length, len(ids)) if self._past else Sizes(0, len(self._ids))
         try:
-            results = self._session.run(self._outputs, feeds)
+            results = self._session.run(self._outputs, self._feeds(sizes))
         except Exception as error:  # ONNX Runtime's own classes share no base but this
             raise InputError(self._model, f"expected a model that runs, ONNX Runtime says: {_short(error)}") from None
         self.values = dict(zip(self._outputs, results, strict=True))
-        self._past = {name: self.values[_present(name)] for name in self._past}
+        self._past = {slot: self.values[self._presents[slot]] for slot in self._past}
         self.length += len(ids)
-        return np.asarray(self.values["logits"][0, -1], dtype=np.float32)
+        return np.asarray(self.values[str(self._interface.logits.name)][0, -1], dtype=np.float32)
 
-    def _feeds(self, ids: Sequence[int]) -> dict[str, Any]:
-        end = self.length + len(ids)
-        given = {
-            "input_ids": [list(ids)],
-            "position_ids": [list(range(self.length, end))],
-            "attention_mask": [[1] * end],
-        }
-        numbers = {
-            name: np.array(rows, DTYPES[self._inputs[name].type])
-            for name, rows in given.items()
-            if name in self._inputs
-        }
-        return numbers | self._past
+    def _feeds(self, sizes: Sizes) -> dict[str, Any]:
+        interface = self._interface
+        feeds = {interface.ids: np.array([self._ids]), **interface.known(sizes)}
+        feeds |= {value: self._past[slot] for value, slot in interface.caches.items()}
+        return {str(value.name): array.astype(_numpy(value)) for value, array in feeds.items()}
 
-    def _empty(self, name: str) -> NDArray[Any]:
-        """A past of no rows."""
-        entry = self._inputs[name]
-        heads, size = entry.shape[1], entry.shape[3]
-        return np.zeros((1, heads, 0, size), DTYPES[entry.type])
+    def _empty(self, value: ir.Value) -> NDArray[Any]:
+        """A past of no rows, with room for those to come if the graph wants it so."""
+        assert value.shape is not None
+        heads, size = dimension(value.shape[1]), dimension(value.shape[3])
+        if heads is None or size is None:
+            if self._cache is None:
+                self._refuse(value, "expected a cache [1, heads, past, size] with fixed heads and size", value.shape)
+            heads, size = self._cache or (0, 0)
+        return np.zeros((1, heads, self._interface.rows(value, Sizes(0, 1)), size), _numpy(value))
 
-    def _check_names(self) -> None:
-        for name, entry in self._inputs.items():
-            known = name in ("input_ids", "position_ids", "attention_mask") or name.startswith(PAST)
-            if not known or entry.type not in DTYPES:
-                self._refuse(
-                    name,
-                    "expected no inputs but input_ids, position_ids, attention_mask, past_key_values.*",
-                    entry.type,
-                )
-            if name.startswith(PAST) and not (len(entry.shape) == 4 and _fixed(entry.shape[1], entry.shape[3])):
-                self._refuse(name, "expected a cache [1, heads, past, size] with fixed heads and size", entry.shape)
-        wanted = ["logits", *(_present(name) for name in self._inputs if name.startswith(PAST))]
-        missing = [name for name in wanted if name not in self._outputs]
-        if missing or "input_ids" not in self._inputs:
-            self._refuse(missing[0] if missing else "input_ids", "expected it in the graph", "none")
+    def _check(self) -> None:
+        for value in unknown_inputs(self._interface):
+            self._refuse(value, "expected token ids, positions, masks, lengths and caches as inputs", "another")
+        for value, slot in self._interface.caches.items():
+            if value.shape is None or len(value.shape) != 4:
+                self._refuse(value, "expected a cache [1, heads, past, size]", value.shape)
+            if slot not in self._presents:
+                self._refuse(value, "expected an output that gives this cache with new rows", "none")
 
-    def _refuse(self, name: str, expected: str, found: object) -> None:
-        raise InputError(self._model, f"{expected}, found {found}", field=name)
+    def _refuse(self, value: ir.Value, expected: str, found: object) -> None:
+        raise InputError(self._model, f"{expected}, found {found}", field=str(value.name))
+
+
+def _structure(model: Path) -> ir.Model:
+    """The graph as onnx_ir holds it, without its weights."""
+    import onnx_ir as ir
+
+    return ir.from_proto(read_graph(model))
+
+
+def _numpy(value: ir.Value) -> Any:
+    assert value.dtype is not None
+    return value.dtype.numpy()
 
 
 def read_graph(model: Path) -> onnx.ModelProto:
@@ -142,14 +142,6 @@ def _showing(model: Path, values: Sequence[str]) -> bytes:
     shown = {entry.name for entry in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values) if name not in shown)
     return proto.SerializeToString()
-
-
-def _present(past: str) -> str:
-    return PRESENT + past.removeprefix(PAST)
-
-
-def _fixed(*sizes: object) -> bool:
-    return all(isinstance(size, int) for size in sizes)
 
 
 def _short(error: Exception) -> str:

@@ -237,9 +237,8 @@ def is_angle_pair(cos: ir.Value, sin: ir.Value) -> bool:
     return angles is sine.inputs[0] and angles is not None and is_op(angles.producer(), "RotaryAngles")
 
 
+ATTENTION_RULES: list[type[Rule]] = [FuseAttention, FuseAttentionWithHeadNorms]
 RULES: list[type[Rule]] = [
-    FuseAttention,
-    FuseAttentionWithHeadNorms,
     FuseGatedLinear,
     FuseVocabularyLogits,
     FuseResidual,

@@ -1,0 +1,86 @@
+"""By which angles does a region turn its heads? Found where it takes cosines, or in its tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from hjgc.compiler.evaluate import Evaluator, Unknown
+from hjgc.compiler.interface import Array, Sizes
+
+ROUNDING = {"float32": 1e-5, "float16": 2e-3}
+"""How far an entry of a table may be from the cosine that it stands for."""
+
+
+def frequencies(evaluator: Evaluator, nodes: Iterable[ir.Node], size: int) -> Iterator[Array]:
+    """Candidates: float32 [size / 2], radians a position."""
+    nodes = list(nodes)
+    found: dict[bytes, Array] = {}
+    for candidate in (*_of_angles(evaluator, nodes), *_of_tables(evaluator, nodes)):
+        numbers = _half(candidate, size)
+        if numbers is not None:
+            found.setdefault(numbers.tobytes(), numbers)
+    yield from found.values()
+
+
+def _half(numbers: Array, size: int) -> Array | None:
+    """The first half, where the second repeats it."""
+    numbers = np.ascontiguousarray(numbers.reshape(-1), dtype=np.float32)
+    if len(numbers) == size and np.array_equal(numbers[: size // 2], numbers[size // 2 :]):
+        numbers = numbers[: size // 2].copy()
+    return numbers if len(numbers) == size // 2 else None
+
+
+def _of_angles(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
+    """What the cosine is taken of at position 1, where angles are the frequencies themselves."""
+    for node in nodes:
+        if node.op_type == "Cos" and node.domain == "" and node.inputs[0] is not None:
+            try:
+                (angles,) = evaluator.run([node.inputs[0]], {}, Sizes(0, 2))
+            except Unknown:
+                continue
+            rows = angles.reshape(-1, angles.shape[-1])
+            if len(rows) == 2 and not rows[0].any():
+                yield rows[1]
+
+
+def _of_tables(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
+    """The angles of two tables [positions, size / 2 or size] whose rows are cosines and sines of multiples of one row."""
+    tables = {value: None for node in nodes for value in node.inputs if value is not None and _may_be_table(value)}
+    arrays = [evaluator.run([value], {}, Sizes(0, 1))[0] for value in tables]
+    kinds = [value.const_value.dtype.name.lower() for value in tables if value.const_value is not None]
+    cosines = [(array, kind) for array, kind in zip(arrays, kinds, strict=True) if np.allclose(array[0], 1.0)]
+    sines = [array for array in arrays if not array[0].any()]
+    for cos, kind in cosines:
+        for sin in sines:
+            if cos.shape == sin.shape and (fitted := _fit(cos, sin, ROUNDING.get(kind, 2e-2))) is not None:
+                yield fitted
+
+
+def _may_be_table(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or not value.is_initializer() or len(tensor.shape) != 2:
+        return False
+    return tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and int(tensor.shape[0]) > 2
+
+
+def _fit(cos: Array, sin: Array, rounding: float) -> Array | None:
+    """Frequencies from the angle at position 1, made better at 2, 4, 8, ... where the error of an entry counts less;
+    None if the tables are not of their multiples."""
+    angle = np.arctan2(sin[1].astype(np.float64), cos[1].astype(np.float64))
+    position = 2
+    while position < len(cos):
+        seen = np.arctan2(sin[position].astype(np.float64), cos[position].astype(np.float64))
+        turns = np.round((angle * position - seen) / (2 * np.pi))
+        angle = (seen + 2 * np.pi * turns) / position
+        position *= 2
+    numbers = angle.astype(np.float32)
+    some = np.unique(np.linspace(0, len(cos) - 1, 257).astype(np.int64))
+    angles = some[:, None].astype(np.float32) * numbers
+    largest = float(some[-1]) * float(np.abs(numbers).max()) * 2.0**-22
+    near = all(
+        np.allclose(table[some], of(angles), rtol=0, atol=rounding + largest) for table, of in ((cos, np.cos), (sin, np.sin))
+    )
+    return numbers if near else None

@@ -1,0 +1,153 @@
+"""Which input of a decoder's graph is what? Token ids, positions, masks and caches, by name and shape, as exporters
+name them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hjgc.compiler.rules.rule import FLOATS
+from hjgc.plan_format.errors import CompileError
+
+Array = NDArray[Any]
+Role = Literal["key", "value"]
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+PAST_LENGTHS = ("past_sequence_length", "past_seq_len", "cumulative_length", "past_length")
+TOTAL_LENGTHS = ("total_sequence_length", "total_seq_len")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many tokens the cache holds, and how many are new."""
+
+    past: int
+    new: int
+
+    @property
+    def total(self) -> int:
+        return self.past + self.new
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One of a layer's two caches."""
+
+    layer: int
+    role: Role
+
+
+@dataclass
+class Interface:
+    """The graph's inputs and outputs by meaning. `positions` and `others` are inputs whose numbers follow from the
+    sizes alone."""
+
+    ids: ir.Value
+    logits: ir.Value
+    caches: dict[ir.Value, Slot] = field(default_factory=dict[ir.Value, Slot])
+    presents: dict[ir.Value, Slot] = field(default_factory=dict[ir.Value, Slot])
+    others: tuple[ir.Value, ...] = ()
+
+    def known(self, sizes: Sizes) -> dict[ir.Value, Array]:
+        """What the graph is given at these sizes, but for token ids and caches: a prompt without padding."""
+        found = {value: _given(value, sizes) for value in self.others}
+        return {value: array for value, array in found.items() if array is not None}
+
+    def rows(self, cache: ir.Value, sizes: Sizes) -> int:
+        """How many rows of a cache the graph is given: as many as it holds, or room for all if that is a number."""
+        axis = _axis(cache, 2)
+        return sizes.past if axis is None else axis
+
+
+def read_interface(model: ir.Model, path: Path) -> Interface:
+    """Raises CompileError for a graph that takes no token ids, or gives no logits."""
+    graph = model.graph
+    inputs = [value for value in graph.inputs if not value.is_initializer()]
+    ids = _one(inputs, "input_ids")
+    logits = _one(graph.outputs, "logits")
+    if ids is None or logits is None:
+        names = ", ".join(sorted(str(value.name) for value in (*inputs, *graph.outputs))[:6]) or "none"
+        problem = f"expected a decoder with input_ids and logits, found {names}"
+        missing = "input_ids" if ids is None else "logits"
+        raise CompileError(path, problem, field=missing, next_step="export it with `hjgc export`")
+    caches = {value: slot for value in inputs if (slot := cache_slot(value)) is not None}
+    presents = {value: slot for value in graph.outputs if (slot := cache_slot(value)) is not None}
+    others = tuple(value for value in inputs if value is not ids and value not in caches)
+    return Interface(ids, logits, caches, presents, others)
+
+
+def cache_slot(value: ir.Value) -> Slot | None:
+    """Layer and role from a name such as `past_key_values.3.key`, `present_value_3`, `output.past_key_values.layers.3.keys`."""
+    name = (value.name or "").lower()
+    if not re.search(r"past|present|cache", name) or value.dtype not in FLOATS:
+        return None
+    numbers = re.findall(r"\d+", name)
+    words = re.sub(r"key_values?", "", name)
+    role = re.search(r"key|value", words)
+    if not numbers or role is None:
+        return None
+    return Slot(int(numbers[-1]), "key" if role.group() == "key" else "value")
+
+
+def _one(values: Any, name: str) -> ir.Value | None:
+    """The value of this name, or the only one whose name ends with it."""
+    exact = [value for value in values if value.name == name]
+    near = [value for value in values if (value.name or "").endswith(name)]
+    found = exact or near
+    return found[0] if len(found) == 1 else None
+
+
+def _axis(value: ir.Value, axis: int) -> int | None:
+    """A dimension that is a number, also where an exporter wrote it as a name: "8"."""
+    if value.shape is None or len(value.shape) <= axis:
+        return None
+    return dimension(value.shape[axis])
+
+
+def dimension(axis: int | ir.SymbolicDim) -> int | None:
+    if isinstance(axis, int):
+        return axis
+    text = axis.value
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _given(value: ir.Value, sizes: Sizes) -> Array | None:
+    """The numbers of an input that follow from the sizes; None if its name says nothing."""
+    name, rank = value.name or "", None if value.shape is None else len(value.shape)
+    if "position_ids" in name or "cache_position" in name:
+        positions = np.arange(sizes.past, sizes.total, dtype=np.int64)
+        return positions if rank == 1 else positions[None]
+    if name == "use_cache_branch":
+        return np.ones((1,) * (rank or 0), np.bool_)
+    if "mask" in name:
+        return _mask(value, rank, sizes)
+    scalars = {name: sizes.past for name in PAST_LENGTHS} | {name: sizes.total for name in TOTAL_LENGTHS}
+    count = next((number for ending, number in scalars.items() if name.endswith(ending)), None)
+    if count is not None and value.dtype in INTEGERS:
+        return np.full((1,) * (rank or 0), count, value.dtype.numpy())
+    return None
+
+
+def _mask(value: ir.Value, rank: int | None, sizes: Sizes) -> Array | None:
+    """Ones for a mask of tokens; for a mask of [.., queries, keys] the causal one."""
+    if rank == 2 and value.dtype is not None:
+        return np.ones((1, sizes.total), value.dtype.numpy())
+    if rank != 4 or value.dtype is None:
+        return None
+    width = _axis(value, 3) or sizes.total
+    seen = np.arange(width)[None, :] <= np.arange(sizes.past, sizes.total)[:, None]
+    if value.dtype == ir.DataType.BOOL:
+        return seen[None, None]
+    return np.where(seen, np.float32(0), np.finfo(np.float32).min)[None, None] if value.dtype in FLOATS else None
+
+
+def unknown_inputs(interface: Interface) -> Iterator[ir.Value]:
+    """Inputs of which nobody can say what a plan should give them."""
+    known = interface.known(Sizes(1, 1))
+    yield from (value for value in interface.others if value not in known and value.uses())
