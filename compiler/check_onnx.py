@@ -19,6 +19,8 @@ from hjgc.plan_format.errors import CompileError, InputError
 KNOWN_OPSET = onnx.defs.onnx_opset_version()
 CUT = "it may be damaged or cut short: copy or export it again"
 PLACE_KEYS = ("location", "offset", "length", "checksum", "basepath")
+NOT_ONNX = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+"""Operators of ONNX Runtime that its tools write into the domain of the standard ones."""
 LAST_NOTE = "hjgc.model_type"
 """The very end of what `hjgc export` writes: without it the file was cut, at a place that protobuf does not notice."""
 
@@ -88,7 +90,8 @@ def _check_nodes(proto: onnx.ModelProto, path: Path) -> None:
     context.ir_version = proto.ir_version
     context.opset_imports = {entry.domain: entry.version for entry in proto.opset_import}
     for node in proto.graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        holds_graphs = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        if holds_graphs or node.op_type in NOT_ONNX:
             continue
         try:
             onnx.checker.check_node(node, context)

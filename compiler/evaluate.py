@@ -102,7 +102,7 @@ class Evaluator:
         seen: list[int] = []  # widths on the way, the last one counts
         while True:
             if value is self.interface.ids:
-                return (1, sizes.new, *seen[:1])
+                return (sizes.batch, sizes.new, *seen[:1])
             if value in self.interface.caches:
                 return self._cache_shape(value, sizes)
             known = self.interface.known(sizes)
@@ -114,7 +114,7 @@ class Evaluator:
             if is_op(node, "Embedding"):
                 table = node.inputs[1]
                 assert table is not None and table.const_value is not None
-                return (1, sizes.new, seen[0] if seen else int(table.const_value.shape[1]))
+                return (sizes.batch, sizes.new, seen[0] if seen else int(table.const_value.shape[1]))
             if is_op(node, "Linear"):
                 seen.append(linear_columns(value))
             elif node.op_type == "Add" and node.inputs[0].is_initializer() and node.inputs[1] is not None:
@@ -129,7 +129,7 @@ class Evaluator:
         heads, size = dimension(value.shape[1]), dimension(value.shape[3])
         if heads is None or size is None:
             raise Unknown(f"{value.name} does not say how many heads of which size it has")
-        return (1, heads, self.interface.rows(value, sizes), size)
+        return (sizes.batch, heads, self.interface.rows(value, sizes), size)
 
 
 def linear_columns(product: ir.Value) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -10,15 +10,17 @@ import onnx_ir as ir
 from hjgc.compiler.evaluate import Evaluator, Unknown
 from hjgc.compiler.interface import Array, Sizes
 
-ROUNDING = {"float32": 1e-5, "float16": 2e-3}
+ROUNDING = {ir.DataType.FLOAT: 1e-5, ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 2e-2}
 """How far an entry of a table may be from the cosine that it stands for."""
 
 
-def frequencies(evaluator: Evaluator, nodes: Iterable[ir.Node], size: int) -> Iterator[Array]:
-    """Candidates: float32 [size / 2], radians a position."""
+def frequencies(
+    evaluator: Evaluator, nodes: Iterable[ir.Node], size: int, given: Mapping[ir.Value, Array], sizes: Sizes
+) -> Iterator[Array]:
+    """Candidates: float32 [size / 2], radians a position. `given` and `sizes` are what the region can be run with."""
     nodes = list(nodes)
     found: dict[bytes, Array] = {}
-    for candidate in (*_of_angles(evaluator, nodes), *_of_tables(evaluator, nodes)):
+    for candidate in (*_of_angles(evaluator, nodes, given, sizes), *_of_tables(evaluator, nodes)):
         numbers = _half(candidate, size)
         if numbers is not None:
             found.setdefault(numbers.tobytes(), numbers)
@@ -33,29 +35,35 @@ def _half(numbers: Array, size: int) -> Array | None:
     return numbers if len(numbers) == size // 2 else None
 
 
-def _of_angles(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
-    """What the cosine is taken of at position 1, where angles are the frequencies themselves."""
+def _of_angles(
+    evaluator: Evaluator, nodes: list[ir.Node], given: Mapping[ir.Value, Array], sizes: Sizes
+) -> Iterator[Array]:
+    """What the cosine is taken of, over the position: as it is at position 1, if that is among them."""
     for node in nodes:
-        if node.op_type == "Cos" and node.domain == "" and node.inputs[0] is not None:
-            try:
-                (angles,) = evaluator.run([node.inputs[0]], {}, Sizes(0, 2))
-            except Unknown:
-                continue
-            rows = angles.reshape(-1, angles.shape[-1])
-            if len(rows) == 2 and not rows[0].any():
-                yield rows[1]
+        if node.op_type != "Cos" or node.domain != "" or node.inputs[0] is None:
+            continue
+        try:
+            (angles,) = evaluator.run([node.inputs[0]], given, sizes)
+        except Unknown:
+            continue
+        row = 0 if sizes.past else 1
+        for axis in range(angles.ndim):
+            if angles.shape[axis] == sizes.new > row:
+                rows = np.moveaxis(angles, axis, -2 if axis < angles.ndim - 1 else 0)
+                rows = rows.reshape(-1, *rows.shape[-2:])[0] if rows.ndim > 2 and axis < angles.ndim - 1 else rows
+                yield rows.reshape(sizes.new, -1)[row] / np.float32(sizes.past + row)
 
 
 def _of_tables(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
     """The angles of two tables [positions, size / 2 or size] whose rows are cosines and sines of multiples of one row."""
     tables = {value: None for node in nodes for value in node.inputs if value is not None and _may_be_table(value)}
     arrays = [evaluator.run([value], {}, Sizes(0, 1))[0] for value in tables]
-    kinds = [value.const_value.dtype.name.lower() for value in tables if value.const_value is not None]
+    kinds = [value.const_value.dtype for value in tables if value.const_value is not None]
     cosines = [(array, kind) for array, kind in zip(arrays, kinds, strict=True) if np.allclose(array[0], 1.0)]
     sines = [array for array in arrays if not array[0].any()]
     for cos, kind in cosines:
         for sin in sines:
-            if cos.shape == sin.shape and (fitted := _fit(cos, sin, ROUNDING.get(kind, 2e-2))) is not None:
+            if cos.shape == sin.shape and (fitted := _fit(cos, sin, ROUNDING[kind])) is not None:
                 yield fitted
 
 
@@ -63,7 +71,7 @@ def _may_be_table(value: ir.Value) -> bool:
     tensor = value.const_value
     if tensor is None or not value.is_initializer() or len(tensor.shape) != 2:
         return False
-    return tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and int(tensor.shape[0]) > 2
+    return tensor.dtype in ROUNDING and int(tensor.shape[0]) > 2
 
 
 def _fit(cos: Array, sin: Array, rounding: float) -> Array | None:

@@ -25,10 +25,11 @@ TOTAL_LENGTHS = ("total_sequence_length", "total_seq_len")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many tokens the cache holds, and how many are new."""
+    """How many tokens the cache holds, how many are new, and of how many sequences."""
 
     past: int
     new: int
+    batch: int = 1
 
     @property
     def total(self) -> int:
@@ -63,6 +64,20 @@ class Interface:
         """How many rows of a cache the graph is given: as many as it holds, or room for all if that is a number."""
         axis = _axis(cache, 2)
         return sizes.past if axis is None else axis
+
+    def possible(self, wanted: Sizes) -> Sizes | None:
+        """The sizes nearest to these that the graph takes: some files fix them. None if these are too long for it."""
+        past, new = wanted.past, wanted.new
+        batch, fixed = _axis(self.ids, 0) or 1, _axis(self.ids, 1)
+        new = new if fixed is None else fixed
+        for cache, slot in self.caches.items():
+            rows = _axis(cache, 2)
+            present = next((value for value, own in self.presents.items() if own == slot), None)
+            if rows is not None and present is not None and _axis(present, 2) != rows:
+                past = rows
+            elif rows is not None and past + new > rows:
+                return None
+        return Sizes(past, new, batch)
 
 
 def read_interface(model: ir.Model, path: Path) -> Interface:
@@ -122,7 +137,7 @@ def _given(value: ir.Value, sizes: Sizes) -> Array | None:
     name, rank = value.name or "", None if value.shape is None else len(value.shape)
     if "position_ids" in name or "cache_position" in name:
         positions = np.arange(sizes.past, sizes.total, dtype=np.int64)
-        return positions if rank == 1 else positions[None]
+        return positions if rank == 1 else np.tile(positions, (sizes.batch, 1))
     if name == "use_cache_branch":
         return np.ones((1,) * (rank or 0), np.bool_)
     if "mask" in name:
@@ -137,14 +152,15 @@ def _given(value: ir.Value, sizes: Sizes) -> Array | None:
 def _mask(value: ir.Value, rank: int | None, sizes: Sizes) -> Array | None:
     """Ones for a mask of tokens; for a mask of [.., queries, keys] the causal one."""
     if rank == 2 and value.dtype is not None:
-        return np.ones((1, sizes.total), value.dtype.numpy())
+        return np.ones((sizes.batch, sizes.total), value.dtype.numpy())
     if rank != 4 or value.dtype is None:
         return None
     width = _axis(value, 3) or sizes.total
     seen = np.arange(width)[None, :] <= np.arange(sizes.past, sizes.total)[:, None]
+    seen = np.tile(seen, (sizes.batch, 1, 1, 1))
     if value.dtype == ir.DataType.BOOL:
-        return seen[None, None]
-    return np.where(seen, np.float32(0), np.finfo(np.float32).min)[None, None] if value.dtype in FLOATS else None
+        return seen
+    return np.where(seen, np.float32(0), np.finfo(np.float32).min) if value.dtype in FLOATS else None
 
 
 def unknown_inputs(interface: Interface) -> Iterator[ir.Value]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hjgc.compiler.attention_regions import AttentionFinder
+from hjgc.compiler.attention_regions import ATTENTION, AttentionFinder
 from hjgc.compiler.interface import read_interface
 from hjgc.compiler.rules import fuse, lift
 from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name, source_nodes
@@ -49,7 +49,7 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     apply_rules(model, lift.RULES, journal)
     apply_rules(model, fuse.ATTENTION_RULES, journal)
     AttentionFinder(model, interface, journal).replace_all()
-    _check_outputs(model, path)
+    _check_outputs(model, journal, path)
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
     _refuse_leftovers(model, journal, path)
@@ -76,8 +76,11 @@ def _check_interface(model: ir.Model, path: Path) -> None:
         raise CompileError(path, problem, field="past_key_values", next_step="export it with `hjgc export`")
 
 
-def _check_outputs(model: ir.Model, path: Path) -> None:
-    """The logits alone are left. What else the graph gives has no place in a plan."""
+def _check_outputs(model: ir.Model, journal: Journal, path: Path) -> None:
+    """The logits alone are left, unless attention that is not ours gives more, which has a better reason. What else the
+    graph gives has no place in a plan."""
+    if any(note.rule == ATTENTION for note in journal.notes.values()):
+        return
     for value in model.graph.outputs:
         if value.name != "logits":
             problem = (
@@ -175,7 +178,8 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
     if not leftovers:
         return
     why = _reasons(journal)
-    node = min(leftovers, key=lambda node: _likelihood(node, why))
+    refused = {note.node for note in journal.notes.values() if note.rule == ATTENTION}
+    node = min(leftovers, key=lambda node: -1 if node_name(node) in refused else _likelihood(node, why))
     near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else _near_host_function(model)
     raise CompileError(
         path,

@@ -6,12 +6,17 @@ import numpy as np
 import onnx_ir as ir
 
 from hjgc.compiler.interface import Interface
-from hjgc.compiler.rules.rule import DOMAIN, FLOATS, NODES_KEY, Journal, is_weight, node_name, source_nodes
+from hjgc.compiler.rules.rule import DOMAIN, FLOATS, NODES_KEY, Journal, is_weight, node_name, source_nodes, static_shape
 from hjgc.compiler.tables import read_tensor
+
+BOOLEAN = ("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor")
+INTEGER = ("ArgMax", "ArgMin", "NonZero", "Shape", "Size")
 
 
 def simplify(model: ir.Model, interface: Interface, journal: Journal) -> None:
     """Rewrite the graph in place. What a norm lacks to be ours, the journal says."""
+    note_dtypes(model)
+    spell_transposes(model)
     drop_float_casts(model, interface)
     for node in list(model.graph):
         if node.op_type in ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"):
@@ -20,6 +25,35 @@ def simplify(model: ir.Model, interface: Interface, journal: Journal) -> None:
             _replace(model, [node], ir.Node(DOMAIN, "Silu", node.inputs, num_outputs=1), node.outputs[0])
         elif node.op_type == "ReduceMean":
             _lift_norm(model, node, journal)
+
+
+def spell_transposes(model: ir.Model) -> None:
+    """A Transpose of a matrix that leaves its order out means [1, 0]."""
+    for node in model.graph:
+        weight = node.inputs[0] if node.op_type == "Transpose" and "perm" not in node.attributes else None
+        if weight is not None and is_weight(weight) and len(static_shape(weight) or ()) == 2:
+            node.attributes["perm"] = ir.AttrInt64s("perm", [1, 0])
+
+
+def note_dtypes(model: ir.Model) -> None:
+    """Element types where the file notes none: what an operator gives, else what its first typed operand has."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value.dtype is None:
+                value.dtype = _dtype(node)
+
+
+def _dtype(node: ir.Node) -> ir.DataType | None:
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].as_int())
+    if node.op_type in BOOLEAN:
+        return ir.DataType.BOOL
+    if node.op_type in INTEGER:
+        return ir.DataType.INT64
+    if node.op_type == "ConstantOfShape":
+        return node.attributes["value"].as_tensor().dtype if "value" in node.attributes else ir.DataType.FLOAT
+    operands = node.inputs[1:] if node.op_type == "Where" else node.inputs
+    return next((value.dtype for value in operands if value is not None and value.dtype is not None), None)
 
 
 def drop_float_casts(model: ir.Model, interface: Interface) -> None:

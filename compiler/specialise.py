@@ -171,7 +171,7 @@ class _Builder:
             visit(node)
 
     def _visit_Embedding(self, node: ir.Node) -> None:
-        table = self.tables.weight([_input(node, 1)])
+        table = self.tables.weight([_input(node, 1)], [bool(node.attributes.get_int("transposed", 0))])
         self.vocab_size = int(table.shape[0])  # type: ignore[arg-type]
         operands = {"history": self.state_tensor("history"), "table": table, "parameters": PARAMETERS}
         self._step(node, "embedding", "embedding", operands, {"y": (node.outputs[0], (self.rows, table.shape[1]))})
@@ -191,10 +191,10 @@ class _Builder:
         operands = {
             "x": self._get(node, 0),
             "norm_weight": self.tables.weight([_input(node, 1)]),
-            "weight": self.tables.weight([_input(node, i) for i in (2, 3, 4)], flags),
+            "weight": self.tables.weight(_inputs(node, (2, 3, 4)), flags),
         }
-        if node.inputs[5] is not None:
-            operands["bias"] = self.tables.weight([_input(node, i) for i in (5, 6, 7)])
+        if biases := _inputs(node, (5, 6, 7)):
+            operands["bias"] = self.tables.weight(biases)
         if node.inputs[8] is not None:
             operands["query_norm"] = self.tables.weight([_input(node, 8)])
             operands["key_norm"] = self.tables.weight([_input(node, 9)])
@@ -333,6 +333,11 @@ class _Builder:
 
 
 PARAMETERS = Tensor("parameters", "parameters", "uint8", ())
+
+
+def _inputs(node: ir.Node, indices: Iterable[int]) -> list[ir.Value]:
+    """Those of these operands that are there."""
+    return [value for i in indices if (value := node.inputs[i]) is not None]
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

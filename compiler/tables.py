@@ -117,4 +117,5 @@ def read_tensor(tensor: ir.TensorProtocol) -> NDArray[Any]:
         return tensor.numpy()
     with open(Path(tensor.base_dir) / tensor.location, "rb") as file:
         file.seek(tensor.offset or 0)
-        return np.frombuffer(file.read(tensor.nbytes), tensor.dtype.numpy())
+        numbers = np.frombuffer(file.read(tensor.nbytes), tensor.dtype.numpy())
+    return numbers.reshape(tuple(int(axis) for axis in tensor.shape.numpy()))

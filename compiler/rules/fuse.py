@@ -18,6 +18,7 @@ from hjgc.compiler.rules.rule import (
     producer,
     scalar_float,
     static_shape,
+    transposed,
 )
 
 HEADS_FIRST = [0, 2, 1, 3]
@@ -217,10 +218,6 @@ class FuseVocabularyLogits(Rule):
 
 def _linear(op: Any, x: Any, weight: Any, name: str) -> Any:
     return op.Linear(x, weight, _allow_other_inputs=True, _domain=DOMAIN, _outputs=[name])
-
-
-def transposed(product: ir.Value) -> int:
-    return producer(product).attributes.get_int("transposed", 0)
 
 
 def _axis(value: ir.Value, axis: int) -> int | None:

@@ -16,6 +16,7 @@ from hjgc.compiler.rules.rule import (
     producer,
     scalar_float,
     static_shape,
+    transposed,
 )
 
 
@@ -33,22 +34,33 @@ class LiftEmbedding(Rule):
         is_input = m["ids"].is_graph_input() and m["ids"].name == "input_ids"
         return None if is_input else "its ids are not the input input_ids"
 
+    lies_transposed = 0
+
     def replace(self, op: Any, m: Match) -> Any:
-        return op.Embedding(m["ids"], m["table"], _domain=DOMAIN)
+        return op.Embedding(m["ids"], m["table"], transposed=self.lies_transposed, _domain=DOMAIN)
+
+
+class LiftEmbeddingColumns(LiftEmbedding):
+    """The same where the table lies as [H, V]."""
+
+    lies_transposed = 1
+
+    def pattern(self, op: Any, table: Any, ids: Any) -> Any:
+        return op.Gather(op.Transpose(table, perm=[1, 0]), ids, _outputs=["rows"])
 
 
 class DropCastAfterEmbedding(Rule):
     """The arithmetic type is the plan's choice, so the cast after the table says nothing."""
 
     def pattern(self, op: Any, table: Any, ids: Any) -> Any:
-        return op.Cast(op.Embedding(ids, table, _domain=DOMAIN), _outputs=["y"])
+        return op.Cast(op.Embedding(ids, table, _domain=DOMAIN, _outputs=["rows"]), _outputs=["y"])
 
     def obstacle(self, m: Match) -> str | None:
         to = producer(m["y"]).attributes.get_int("to", 0)
         return None if to in FLOATS else "it casts the rows to what is no float"
 
     def replace(self, op: Any, m: Match) -> Any:
-        return op.Embedding(m["ids"], m["table"], _domain=DOMAIN)
+        return op.Embedding(m["ids"], m["table"], transposed=transposed(m["rows"]), _domain=DOMAIN)
 
 
 class LiftRmsNorm(Rule):
@@ -103,15 +115,11 @@ class LiftBias(Rule):
         if not is_weight(m["bias"]):
             return "what is added is not a weight"
         rows, columns = static_shape(m["weight"]) or (None, None)
-        wanted, found = columns if self._flag(m) else rows, static_shape(m["bias"])
+        wanted, found = columns if transposed(m["product"]) else rows, static_shape(m["bias"])
         return None if found == (wanted,) else f"the bias has shape {found} for {wanted} columns"
 
     def replace(self, op: Any, m: Match) -> Any:
-        return op.Linear(m["x"], m["weight"], m["bias"], transposed=self._flag(m), _domain=DOMAIN)
-
-    def _flag(self, m: Match) -> int:
-        return producer(m["product"]).attributes.get_int("transposed", 0)
-
+        return op.Linear(m["x"], m["weight"], m["bias"], transposed=transposed(m["product"]), _domain=DOMAIN)
 
 class LiftSilu(Rule):
     """x * sigmoid(x)."""
@@ -241,6 +249,7 @@ def is_total_length(value: ir.Value | None, past: ir.Value) -> bool:
 
 RULES: list[type[Rule]] = [
     LiftEmbedding,
+    LiftEmbeddingColumns,
     DropCastAfterEmbedding,
     LiftRmsNorm,
     LiftLinear,

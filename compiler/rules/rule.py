@@ -81,6 +81,11 @@ def producer(value: ir.Value) -> ir.Node:
     return node
 
 
+def transposed(made: ir.Value) -> int:
+    """1 where the weight of one of our words lies as [K, N], or [H, V]."""
+    return producer(made).attributes.get_int("transposed", 0)
+
+
 def source_nodes(node: ir.Node) -> tuple[str, ...]:
     """The ONNX nodes of the input file that this node stands for."""
     recorded = node.metadata_props.get(NODES_KEY)

@@ -1,0 +1,287 @@
+"""What does a region of attention compute? Heads, frequencies, norms and window are guessed from its numbers, then it is run
+on random ones, and its results are compared with what our launches would give."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from hjgc.compiler.evaluate import SHAPES, Evaluator, cone, linear_columns
+from hjgc.compiler.frequencies import frequencies
+from hjgc.compiler.interface import Array, Interface, Role, Sizes, dimension
+from hjgc.compiler.meanings import attend, merge_heads, rms_norm, rotate, split_heads
+from hjgc.compiler.rules.rule import is_op
+from hjgc.compiler.tables import read_tensor
+
+TOLERANCE = 2e-4
+"""Of the largest number: sums of float32 in another order differ by less than a tenth of it."""
+LONGEST = 1 << 17
+"""Sizes at which a graph may change what it does are looked for up to here."""
+ROLES: tuple[Role, Role] = ("key", "value")
+
+
+class Refused(Exception):
+    """Why a region is not ours."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """From the products `linears` (query, key and value in some order, or all in one) and the caches to `target`."""
+
+    target: ir.Value
+    linears: tuple[ir.Value, ...]
+    caches: dict[Role, ir.Value]
+    presents: dict[Role, ir.Value]
+    nodes: tuple[ir.Node, ...]
+
+    def norms(self) -> list[ir.Node]:
+        return [node for node in self.nodes if is_op(node, "RmsNorm")]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of the query, of the cache, and the elements of each."""
+
+    query: int
+    cache: int
+    size: int
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Columns of query, key and value."""
+        return self.query * self.size, self.cache * self.size, self.cache * self.size
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a region computes. `order`: which of its linears are query, key and value. `norms`: which of the region's
+    norms are those over the heads of query and key; none, or both."""
+
+    heads: Heads
+    order: tuple[int, ...]
+    frequencies: Array
+    scale: float
+    window: int = 0
+    norms: tuple[int, ...] = ()
+
+
+@dataclass
+class Reader:
+    """Guesses, and tries. One for each kind of region."""
+
+    evaluator: Evaluator
+    interface: Interface
+    region: Region
+    _sizes: list[Sizes] = field(default_factory=list[Sizes])
+
+    def read(self) -> Attention:
+        """Raises Refused, Unknown."""
+        first = self.interface.possible(Sizes(0, 11)) or self.interface.possible(Sizes(0, 1))
+        if first is None:
+            raise Refused("its cache has room for no token")
+        heads = self._heads(first)
+        self._sizes = list(self._tried_sizes())
+        reason = "its products are not those of query, key and value"
+        for order in self._orders(heads):
+            plain = Attention(heads, order, np.zeros(heads.size // 2, np.float32), heads.size**-0.5)
+            plain = replace(plain, norms=self._norms(plain, first))
+            given, _ = self._given(plain, first)
+            reason = "by which angles it turns heads is not found"
+            for numbers in frequencies(self.evaluator, self.region.nodes, heads.size, given, first):
+                reason, found = self._windowed(replace(plain, frequencies=numbers))
+                if found is not None:
+                    return found
+        raise Refused(reason)
+
+    def _heads(self, sizes: Sizes) -> Heads:
+        """From an attribute, the cache, or the scores."""
+        widths = [linear_columns(value) for value in self.region.linears]
+        for node in self.region.nodes:
+            if node.op_type == "GroupQueryAttention":
+                query, cache = node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
+                size = widths[0] // (query + 2 * cache) if len(widths) == 1 else max(widths) // query
+                return Heads(query, cache, size)
+        for value in self.region.caches.values():
+            assert value.shape is not None
+            count, size = dimension(value.shape[1]), dimension(value.shape[3])
+            if count and size:
+                width = widths[0] - 2 * count * size if len(widths) == 1 else max(widths)
+                return Heads(width // size, count, size)
+        size = max(widths) // self._heads_of_scores(sizes)
+        return Heads(max(widths) // size, min(widths) // size, size)
+
+    def _heads_of_scores(self, sizes: Sizes) -> int:
+        """What the softmax is over, one matrix a head."""
+        given = {value: _random(0, (sizes.batch, sizes.new, linear_columns(value))) for value in self.region.linears}
+        for node in self.region.nodes:
+            if node.op_type == "Softmax" and node.inputs[0] is not None:
+                (scores,) = self.evaluator.run([node.inputs[0]], given, sizes)
+                return scores.reshape(sizes.batch, -1, *scores.shape[-2:]).shape[1]
+            if node.op_type == "Attention" and node.inputs[0] is not None:
+                (query,) = self.evaluator.run([node.inputs[0]], given, sizes)
+                return query.shape[1] if query.ndim == 4 else node.attributes.get_int("q_num_heads", 1)
+        raise Refused("how many heads it has is not known")
+
+    def _orders(self, heads: Heads) -> Iterator[tuple[int, ...]]:
+        """Which linears may be query, key and value, by their widths and by which of them each cache is written with."""
+        widths = [linear_columns(value) for value in self.region.linears]
+        if widths == [sum(heads.widths)]:
+            yield (0,)
+        if len(widths) != 3:
+            return
+        written = {role: self._linears_behind(value) for role, value in self.region.presents.items()}
+        for order in itertools.permutations(range(3)):
+            fits = all(widths[i] == width for i, width in zip(order, heads.widths, strict=True))
+            if fits and all(written.get(role, {i}) == {i} for role, i in zip(ROLES, order[1:], strict=True)):
+                yield order
+
+    def _linears_behind(self, value: ir.Value) -> set[int]:
+        reached = operands(cone([value], set(self.region.linears))) | {value}
+        return {i for i, linear in enumerate(self.region.linears) if linear in reached}
+
+    def _norms(self, found: Attention, sizes: Sizes) -> tuple[int, ...]:
+        """Which norm sees the query, and which the key. Raises Refused for others."""
+        by_part: dict[str, int] = {}
+        for i, node in enumerate(self.region.norms()):
+            assert node.inputs[0] is not None
+            parts = [part for part in ("query", "key", "value") if self._depends(node.inputs[0], found, part, sizes)]
+            if len(parts) != 1 or parts[0] == "value" or parts[0] in by_part:
+                raise Refused("a norm in it is not over the heads of query or key")
+            by_part[parts[0]] = i
+        if by_part and len(by_part) < 2:
+            raise Refused("only one of query and key has a norm")
+        norms = tuple(by_part[part] for part in ("query", "key") if part in by_part)
+        if len({norm_of(self.region, i)[1] for i in norms}) > 1:
+            raise Refused("the norms of q and k have different epsilons")
+        return norms
+
+    def _depends(self, value: ir.Value, found: Attention, part: str, sizes: Sizes) -> bool:
+        """Is it anything but zero, where this part alone is?"""
+        given, _ = self._given(found, sizes, only=part)
+        (numbers,) = self.evaluator.run([value], given, sizes)
+        return bool(np.any(numbers))
+
+    def _windowed(self, candidate: Attention) -> tuple[str, Attention | None]:
+        """The candidate with all keys seen, or with a window that some number in the region gives."""
+        reason = self._difference(candidate)
+        if reason is None:
+            return "", candidate
+        for number in sorted(_numbers(self.region.nodes)):
+            for window in (number, number - 1, number + 1):
+                found = replace(candidate, window=window)
+                if self._difference(found) is None:
+                    return "", found
+        return reason, None
+
+    def _tried_sizes(self) -> Iterator[Sizes]:
+        """Some small ones, and those around every number that the region computes with, as far as the graph takes
+        them."""
+        cached, wanted = bool(self.region.caches), [Sizes(0, 5), Sizes(0, 1)]
+        if cached:
+            wanted += [Sizes(3, 4), Sizes(2, 1), Sizes(1, 6)]
+        for number in sorted(_numbers(self.region.nodes)):
+            wanted += [Sizes(number - 2, 5), Sizes(number + 1, 1)] if cached else [Sizes(0, number + 2)]
+        found = [self.interface.possible(sizes) for sizes in wanted]
+        yield from dict.fromkeys(sizes for sizes in found if sizes is not None)
+
+    def _difference(self, found: Attention) -> str | None:
+        for sizes in self._sizes:
+            given, rows = self._given(found, sizes)
+            wanted = [_compute(found, self.region, each, sizes) for each in rows]
+            targets = {"y": self.region.target, **self.region.presents}
+            numbers = self.evaluator.run(targets.values(), given, sizes)
+            for name, got in zip(targets, numbers, strict=True):
+                if not _same(np.stack([each[name] for each in wanted]), got, sizes):
+                    what = "what it gives is not that" if name == "y" else f"the {name}s that it caches are not those"
+                    where = f"{sizes.new} new tokens after {sizes.past}"
+                    return f"{what} of causal attention with rotated heads, seen at {where}"
+        return None
+
+    def _given(
+        self, found: Attention, sizes: Sizes, only: str = ""
+    ) -> tuple[dict[ir.Value, Array], list[dict[str, Array]]]:
+        """Random numbers, for the graph, and of each sequence for our words; zeros but for one part, if said."""
+        seed = sizes.past * 4096 + sizes.new
+        parts = {
+            name: _random(seed + i, (sizes.batch, sizes.new, width)) * (only in ("", name))
+            for i, (name, width) in enumerate(zip(("query", "key", "value"), found.heads.widths, strict=True))
+        }
+        whole = list(parts.values()) if len(found.order) == 3 else [np.concatenate(list(parts.values()), axis=-1)]
+        given = {self.region.linears[i]: array for i, array in zip(found.order, whole, strict=True)}
+        for i, role in enumerate(ROLES):
+            shape = (sizes.batch, found.heads.cache, sizes.past, found.heads.size)
+            parts[f"past_{role}"] = past = _random(seed + 3 + i, shape)
+            if role in self.region.caches:
+                given[self.region.caches[role]] = self._with_room(past, self.region.caches[role], sizes)
+        return given, [{name: array[i] for name, array in parts.items()} for i in range(sizes.batch)]
+
+    def _with_room(self, past: Array, cache: ir.Value, sizes: Sizes) -> Array:
+        """The cache as the graph takes it, with room behind its rows if it has any."""
+        room = (0, self.interface.rows(cache, sizes) - sizes.past)
+        return np.pad(past, ((0, 0), (0, 0), room, (0, 0)))
+
+
+def norm_of(region: Region, index: int) -> tuple[ir.Value, float]:
+    """Weight and epsilon of one of the region's norms."""
+    node = region.norms()[index]
+    assert node.inputs[1] is not None
+    return node.inputs[1], node.attributes["epsilon"].as_float()
+
+
+def operands(nodes: Iterable[ir.Node], *, shapes: bool = True) -> set[ir.Value]:
+    """What these nodes take; without `shapes`, not that of which only the shape is taken."""
+    taken = (node for node in nodes if shapes or node.op_type not in SHAPES)
+    return {value for node in taken for value in node.inputs if value is not None}
+
+
+def _compute(found: Attention, region: Region, rows: Mapping[str, Array], sizes: Sizes) -> dict[str, Array]:
+    """What our launches give for one sequence: the result [S, H * D], keys and values of all tokens [G, T, D]."""
+    query, key = split_heads(rows["query"][None], found.heads.query), split_heads(rows["key"][None], found.heads.cache)
+    value = split_heads(rows["value"][None], found.heads.cache)
+    if found.norms:
+        query, key = (_normed(x, *norm_of(region, i)) for x, i in zip((query, key), found.norms, strict=True))
+    angles = np.arange(sizes.past, sizes.total, dtype=np.float32)[:, None] * found.frequencies
+    query, key = (rotate(x, np.cos(angles), np.sin(angles)) for x in (query, key))
+    keys, values = (np.concatenate((rows[f"past_{role}"], x), axis=1) for role, x in (("key", key), ("value", value)))
+    y = attend(query, keys, values, found.scale, found.window)
+    return {"y": merge_heads(y)[0], "key": keys, "value": values}
+
+
+def _normed(x: Array, weight: ir.Value, epsilon: float) -> Array:
+    assert weight.const_value is not None
+    return rms_norm(x, read_tensor(weight.const_value).astype(np.float32), epsilon)
+
+
+def _same(expected: Array, got: Array, sizes: Sizes) -> bool:
+    """Equal but for rounding. A cache with room is looked at up to the last token."""
+    if expected.ndim == 4 and got.ndim == 4:
+        got = got[:, :, : sizes.total]
+    if expected.shape != got.shape:
+        return False
+    largest = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
+    return bool(np.max(np.abs(expected - got), initial=0.0) <= TOLERANCE * largest)
+
+
+def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
+    """Whole numbers in a region, from 9 on: what it does may change when as many tokens are there."""
+    found: set[int] = set()
+    for node in nodes:
+        for value in node.inputs:
+            tensor = None if value is None or not value.is_initializer() else value.const_value
+            if tensor is not None and tensor.size <= 16 and not isinstance(tensor, ir.ExternalTensor):
+                found |= {int(x) for x in tensor.numpy().reshape(-1) if np.isfinite(x) and x == int(x)}
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.INT:
+                found.add(attribute.as_int())
+    return {number for number in map(abs, found) if 8 < number <= LONGEST}
+
+
+def _random(seed: int, shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+__all__ = ["Attention", "Heads", "Reader", "Refused", "Region", "norm_of", "operands"]
