@@ -136,7 +136,7 @@ class Reader:
         written = {role: self._linears_behind(value) for role, value in self.region.presents.items()}
         for order in itertools.permutations(range(3)):
             fits = all(widths[i] == width for i, width in zip(order, heads.widths, strict=True))
-            if fits and all(written.get(role, {i}) == {i} for role, i in zip(ROLES, order[1:], strict=True)):
+            if fits and all(i in written.get(role, {i}) for role, i in zip(ROLES, order[1:], strict=True)):
                 yield order
 
     def _linears_behind(self, value: ir.Value) -> set[int]:

@@ -19,7 +19,7 @@ from hjgc.plan_format.errors import CompileError
 Array = NDArray[Any]
 Role = Literal["key", "value"]
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
-PAST_LENGTHS = ("past_sequence_length", "past_seq_len", "cumulative_length", "past_length")
+PAST_LENGTHS = ("past_sequence_length", "past_seq_len", "cumulative_length", "past_length", "cache_length")
 TOTAL_LENGTHS = ("total_sequence_length", "total_seq_len")
 
 

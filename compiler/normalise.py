@@ -44,6 +44,11 @@ def _run_passes(model: ir.Model) -> None:
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """Refuse what reads external data; leave the rest to the pass."""
-    external = any(isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs if value is not None)
-    return False if external else None
+    """Refuse what reads external data or changes a weight; leave the rest to the pass."""
+    return False if any(_is_weight(value) for value in node.inputs if value is not None) else None
+
+
+def _is_weight(value: ir.Value) -> bool:
+    tensor = value.const_value
+    matrix = tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) > 1 and tensor.size > 1
+    return isinstance(tensor, ir.ExternalTensor) or matrix

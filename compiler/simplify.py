@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.interface import Interface
 from hjgc.compiler.rules.rule import DOMAIN, FLOATS, NODES_KEY, Journal, is_weight, node_name, source_nodes, static_shape
@@ -25,6 +26,7 @@ def simplify(model: ir.Model, interface: Interface, journal: Journal) -> None:
             _replace(model, [node], ir.Node(DOMAIN, "Silu", node.inputs, num_outputs=1), node.outputs[0])
         elif node.op_type == "ReduceMean":
             _lift_norm(model, node, journal)
+    RemoveUnusedNodesPass()(model)  # a use that nothing uses would keep patterns from matching
 
 
 def spell_transposes(model: ir.Model) -> None:
