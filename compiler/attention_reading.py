@@ -17,8 +17,9 @@ from hjgc.compiler.meanings import attend, merge_heads, rms_norm, rotate, split_
 from hjgc.compiler.rules.rule import is_op
 from hjgc.compiler.tables import read_tensor
 
-TOLERANCE = 2e-4
-"""Of the largest number: sums of float32 in another order differ by less than a tenth of it."""
+TOLERANCES = {ir.DataType.FLOAT: 2e-4, ir.DataType.FLOAT16: 5e-3, ir.DataType.BFLOAT16: 4e-2}
+"""Of the largest number, by the coarsest constant that the region has: sums of float32 in another order differ by less than
+a tenth of it, and a scale or a table of cosines in half precision is off by as much as it is rounded."""
 LONGEST = 1 << 17
 """Sizes at which a graph may change what it does are looked for up to here."""
 ROLES: tuple[Role, Role] = ("key", "value")
@@ -77,6 +78,7 @@ class Reader:
     interface: Interface
     region: Region
     _sizes: list[Sizes] = field(default_factory=list[Sizes])
+    _tolerance: float = TOLERANCES[ir.DataType.FLOAT]
 
     def read(self) -> Attention:
         """Raises Refused, Unknown."""
@@ -85,6 +87,7 @@ class Reader:
             raise Refused("its cache has room for no token")
         heads = self._heads(first)
         self._sizes = list(self._tried_sizes())
+        self._tolerance = _tolerance(self.region)
         reason = "its products are not those of query, key and value"
         for order in self._orders(heads):
             plain = Attention(heads, order, np.zeros(heads.size // 2, np.float32), heads.size**-0.5)
@@ -195,7 +198,7 @@ class Reader:
             targets = {"y": self.region.target, **self.region.presents}
             numbers = self.evaluator.run(targets.values(), given, sizes)
             for name, got in zip(targets, numbers, strict=True):
-                if not _same(np.stack([each[name] for each in wanted]), got, sizes):
+                if not _same(np.stack([each[name] for each in wanted]), got, sizes, self._tolerance):
                     what = "what it gives is not that" if name == "y" else f"the {name}s that it caches are not those"
                     where = f"{sizes.new} new tokens after {sizes.past}"
                     return f"{what} of causal attention with rotated heads, seen at {where}"
@@ -256,14 +259,19 @@ def _normed(x: Array, weight: ir.Value, epsilon: float) -> Array:
     return rms_norm(x, read_tensor(weight.const_value).astype(np.float32), epsilon)
 
 
-def _same(expected: Array, got: Array, sizes: Sizes) -> bool:
+def _same(expected: Array, got: Array, sizes: Sizes, tolerance: float) -> bool:
     """Equal but for rounding. A cache with room is looked at up to the last token."""
     if expected.ndim == 4 and got.ndim == 4:
         got = got[:, :, : sizes.total]
     if expected.shape != got.shape:
         return False
     largest = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
-    return bool(np.max(np.abs(expected - got), initial=0.0) <= TOLERANCE * largest)
+    return bool(np.max(np.abs(expected - got), initial=0.0) <= tolerance * largest)
+
+
+def _tolerance(region: Region) -> float:
+    kinds = {value.const_value.dtype for value in operands(region.nodes) if value.const_value is not None}
+    return max((TOLERANCES[kind] for kind in kinds if kind in TOLERANCES), default=TOLERANCES[ir.DataType.FLOAT])
 
 
 def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
