@@ -11,7 +11,7 @@ from hjgc.plan_format.hazards import schedule_edges
 from hjgc.plan_format.ledger import make_ledger
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.structs import (
-    FEATURES,
+    ALWAYS,
     FORMAT_VERSION,
     DebugMap,
     Edge,
@@ -59,7 +59,7 @@ def emit(
     parameters = parameter_block()
     return Plan(
         format=FORMAT_VERSION,
-        features=tuple(sorted(FEATURES)),
+        features=_features(network),
         producer=producer,
         model=model,
         targets=targets,
@@ -113,6 +113,12 @@ def _launch(step: Step, kernels: dict[str, Kernel], buffers: dict[str, int]) -> 
         index = buffers[tensor.name] if tensor.space == "buffer" else tensor.index
         operands.append(Operand(role.name, tensor.space, index, role.access))
     return Launch(step.name, step.op, tuple(operands), kernels, step.attributes)
+
+
+def _features(network: Network) -> tuple[str, ...]:
+    """What a reader must understand."""
+    quantised = any(source.blocks is not None for weight in network.weights for source in weight.sources)
+    return (*ALWAYS, "quantised_sources") if quantised else ALWAYS
 
 
 def emit_debug(programs: tuple[Program, ...], notes: tuple[Note, ...]) -> DebugMap:

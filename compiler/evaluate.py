@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from hjgc.compiler.interface import Array, Interface, Sizes, dimension
 from hjgc.compiler.meanings import MEANINGS
-from hjgc.compiler.rules.rule import DOMAIN, FLOATS, is_op
+from hjgc.compiler.rules.rule import DOMAIN, FLOATS, is_op, static_shape
 from hjgc.compiler.tables import read_tensor
 
 MOST_BYTES = 256 << 20
@@ -112,9 +112,11 @@ class Evaluator:
             if node is None or not node.inputs or node.inputs[0] is None:
                 raise Unknown(f"the shape of {value.name} is not known")
             if is_op(node, "Embedding"):
-                table = node.inputs[1]
-                assert table is not None and table.const_value is not None
-                return (sizes.batch, sizes.new, seen[0] if seen else int(table.const_value.shape[1]))
+                table = static_shape(node.inputs[1]) or (None, None)
+                width = table[0 if node.attributes.get_int("transposed", 0) else 1]
+                if not seen and width is None:
+                    raise Unknown("how wide the embedding is is not known")
+                return (sizes.batch, sizes.new, seen[0] if seen else width or 0)
             if is_op(node, "Linear"):
                 seen.append(linear_columns(value))
             elif node.op_type == "Add" and node.inputs[0].is_initializer() and node.inputs[1] is not None:
@@ -135,9 +137,11 @@ class Evaluator:
 def linear_columns(product: ir.Value) -> int:
     """Columns that a Linear gives."""
     node = product.producer()
-    assert node is not None and node.inputs[1] is not None and node.inputs[1].const_value is not None
-    shape = node.inputs[1].const_value.shape
-    return int(shape[1 if node.attributes.get_int("transposed", 0) else 0])
+    shape = None if node is None else static_shape(node.inputs[1])
+    axis = None if node is None or shape is None else shape[1 if node.attributes.get_int("transposed", 0) else 0]
+    if axis is None:
+        raise Unknown(f"how many columns {product.name} has is not known")
+    return axis
 
 
 def cone(targets: Iterable[ir.Value], stops: set[ir.Value]) -> list[ir.Node]:

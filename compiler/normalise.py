@@ -50,5 +50,5 @@ def _may_fold(node: ir.Node) -> bool | None:
 
 def _is_weight(value: ir.Value) -> bool:
     tensor = value.const_value
-    matrix = tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) > 1 and tensor.size > 1
+    matrix = tensor is not None and len(tensor.shape) > 1 and tensor.size > 1
     return isinstance(tensor, ir.ExternalTensor) or matrix

@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.attention_regions import ATTENTION, AttentionFinder
 from hjgc.compiler.interface import read_interface
+from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift
 from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name, source_nodes
 from hjgc.compiler.simplify import simplify
@@ -19,7 +20,7 @@ from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR, is_function_name
 from hjgc.plan_format.structs import Note
 
 LAUNCHABLE = ("Embedding", "RotaryAngles", "AttentionInputs", "Attention", "Linear", "GatedLinear", "RmsNorm",
-              "VocabularyLogits", "HostCall")  # fmt: skip
+              "VocabularyLogits", "HostCall", "Dequantise")  # fmt: skip
 # fmt: off
 IN_PATTERNS = frozenset((
     "Add", "Attention", "Cast", "Concat", "Cos", "Gather", "LessOrEqual", "MatMul", "Mul", "Range", "RMSNormalization",
@@ -44,6 +45,7 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     _check_host_functions(model, path)
     drop_weight_casts(model)
     drop_casts_around_host_functions(model)
+    lift_quantised(model, journal)
     simplify(model, interface, journal)
     keep_cache_in_place(model)
     apply_rules(model, lift.RULES, journal)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError
-from hjgc.plan_format.structs import Constant, Source, Weight
+from hjgc.plan_format.structs import Blocks, Constant, Part, Source, Weight
 
 MAX_INLINE_BYTES = 1 << 20
 CONSTANT_ALIGNMENT = 64
@@ -68,16 +68,48 @@ class Tables:
         return Weight(name, self.weights_dtype, shape, size, tuple(sources))
 
     def _source(self, value: ir.Value, transpose: bool) -> Source:
+        maker = value.producer()
+        if maker is not None and maker.op_type == "Dequantise":
+            return self._quantised(maker, transpose)
         tensor, field = value.const_value, f"initializer {value.name}"
         if tensor is None or tensor.dtype not in DTYPES:
             known = ", ".join(DTYPES.values())
             found = "no numbers" if tensor is None else tensor.dtype.name.lower()
             raise CompileError(self.path, f"expected one of {known}, found {found}", field=field)
+        part = self._part(value, DTYPES[tensor.dtype])
+        shape = tuple(int(axis) for axis in tensor.shape.numpy())
+        return Source(part.file, part.offset, part.length, part.dtype, shape, transpose=transpose)
+
+    def _quantised(self, node: ir.Node, transpose: bool) -> Source:
+        """A Dequantise node: numbers, scales, zero points if there are any."""
+        numbers, scales, zeros = (*node.inputs, None)[:3]
+        assert numbers is not None and scales is not None
+        if scales.dtype not in DTYPES:
+            found = "none" if scales.dtype is None else scales.dtype.name.lower()
+            raise CompileError(
+                self.path, f"expected scales of a floating-point type, found {found}", field=f"node {node.name}"
+            )
+        part = self._part(numbers, "uint8")
+        blocks = Blocks(
+            bits=8 if node.attributes.get_int("bits", 4) == 8 else 4,
+            size=node.attributes.get_int("size", 0),
+            axis=1 if node.attributes.get_int("axis", 1) else 0,
+            scales=self._part(scales, DTYPES[scales.dtype]),
+            zeros=None if zeros is None else self._part(zeros, "uint8"),
+            signed=bool(node.attributes.get_int("signed", 0)),
+        )
+        shape = tuple(node.attributes["shape"].as_ints())
+        return Source(part.file, part.offset, part.length, part.dtype, shape, transpose=transpose, blocks=blocks)
+
+    def _part(self, value: ir.Value, dtype: DType) -> Part:
+        """Where an initializer's bytes lie."""
+        tensor, field = value.const_value, f"initializer {value.name}"
+        if tensor is None:
+            raise CompileError(self.path, "expected an initializer, found none", field=field)
         file, offset = self._place(tensor, field)
         if file not in self.files:
             self.files.append(file)
-        shape = tuple(int(axis) for axis in tensor.shape.numpy())
-        return Source(self.files.index(file), offset, tensor.nbytes, DTYPES[tensor.dtype], shape, transpose=transpose)
+        return Part(self.files.index(file), offset, tensor.nbytes, dtype)
 
     def _place(self, tensor: ir.TensorProtocol, field: str) -> tuple[Path, int]:
         """File and offset. Of a weight inside the model, a place in the model's own file with the same bytes."""

@@ -16,7 +16,9 @@ from hjgc.plan_format.reasons import Reason
 from hjgc.plan_format.sizes import Expression, SizeDeclaration
 
 FORMAT_VERSION = "1.0"
-FEATURES: frozenset[str] = frozenset({"token_history", "parameter_block"})
+ALWAYS: tuple[str, ...] = ("parameter_block", "token_history")
+"""Features that every plan needs."""
+FEATURES: frozenset[str] = frozenset({*ALWAYS, "quantised_sources"})
 """Features this reader understands; a plan that names another is refused."""
 
 Placement = Literal["device", "pinned_host", "cpu"]
@@ -88,9 +90,33 @@ class WeightFile(Record, frozen=True):
     sha256: str | None = None
 
 
+class Part(Record, frozen=True):
+    """`length` bytes at `offset` of `files[file]`, elements of `dtype`."""
+
+    file: int
+    offset: int
+    length: int
+    dtype: DType
+
+
+class Blocks(Record, frozen=True):
+    """How a source is quantised: whole numbers of `bits` (4 or 8), low half of a byte first, each times the scale of its
+    block of `size` along `axis` after its zero point is taken off. Along axis 1 each row is filled up to whole blocks
+    and begins with a byte of its own, and so are its zero points. Without `zeros` the zero point is 0 where numbers
+    are `signed` (two's complement), else 2^(bits - 1)."""
+
+    bits: Literal[4, 8]
+    size: int
+    axis: Literal[0, 1]
+    scales: Part
+    zeros: Part | None = None
+    signed: bool = False
+
+
 class Source(Record, frozen=True):
     """Where a packed weight comes from: `length` bytes at `offset` of `files[file]`, row-major `shape` of `dtype`,
-    then rows [slice_start, slice_stop) of it if given, then transposed if said."""
+    then rows [slice_start, slice_stop) of it if given, then transposed if said. With `blocks`, `dtype` is uint8 and
+    `shape` counts the numbers, not the bytes."""
 
     file: int
     offset: int
@@ -100,6 +126,7 @@ class Source(Record, frozen=True):
     slice_start: int | None = None
     slice_stop: int | None = None
     transpose: bool = False
+    blocks: Blocks | None = None
 
 
 class Weight(Record, frozen=True):

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from hjgc.plan_format.checker import MAX_NAME, Checker
 from hjgc.plan_format.dtypes import ITEM_BYTES
-from hjgc.plan_format.structs import Plan, Source, State, Weight, WeightFile
+from hjgc.plan_format.quantised import grid, row_bytes, zero_row_bytes
+from hjgc.plan_format.structs import Blocks, Part, Plan, Source, State, Weight, WeightFile
 
+MAX_BLOCK = 1 << 16
 MAX_TABLE_BYTES = 1 << 40
 MAX_AXES = 8
 MAX_WIDENING = 8
@@ -89,6 +91,8 @@ def _source_shape(plan: Plan, source: Source, where: str, check: Checker) -> tup
     check.index(source.file, plan.files, f"{where}.file")
     size = _bytes(source.shape, source.dtype, f"{where}.shape", check)
     check.require(len(source.shape) in (1, 2), f"{where}.shape", "one or two axes", source.shape)
+    if source.blocks is not None:
+        size = _check_blocks(plan, source, source.blocks, where, check)
     check.require(source.length == size, f"{where}.length", f"{size} for its shape", source.length)
     end = plan.files[source.file].bytes - source.length
     check.require(0 <= source.offset <= end, f"{where}.offset", f"0 to {end}", source.offset)
@@ -98,6 +102,32 @@ def _source_shape(plan: Plan, source: Source, where: str, check: Checker) -> tup
     shape = (stop - start, *source.shape[1:])
     check.require(not source.transpose or len(shape) == 2, f"{where}.transpose", "two axes", shape)
     return shape[::-1] if source.transpose else shape
+
+
+def _check_blocks(plan: Plan, source: Source, blocks: Blocks, where: str, check: Checker) -> int:
+    """How many bytes the numbers take."""
+    check.require("quantised_sources" in plan.features, f"{where}.blocks", "the feature quantised_sources", "none")
+    check.require(source.dtype == "uint8", f"{where}.dtype", "uint8 for a quantised source", source.dtype)
+    check.require(len(source.shape) == 2, f"{where}.shape", "two axes of a quantised source", source.shape)
+    check.require(1 <= blocks.size <= MAX_BLOCK, f"{where}.blocks.size", f"1 to {MAX_BLOCK}", blocks.size)
+    whole = (blocks.size if blocks.axis == 1 else source.shape[1]) * blocks.bits % 8 == 0
+    check.require(whole, f"{where}.blocks.size", "rows of whole bytes", f"blocks of {blocks.size} along {blocks.axis}")
+    rows, columns = grid(source, blocks)
+    floats = blocks.scales.dtype in ("float32", "float16", "bfloat16")
+    check.require(floats, f"{where}.blocks.scales.dtype", "a floating-point type", blocks.scales.dtype)
+    scales = rows * columns * ITEM_BYTES[blocks.scales.dtype]
+    _check_part(plan, blocks.scales, scales, f"{where}.blocks.scales", check)
+    if blocks.zeros is not None:
+        check.require(blocks.zeros.dtype == "uint8", f"{where}.blocks.zeros.dtype", "uint8", blocks.zeros.dtype)
+        _check_part(plan, blocks.zeros, rows * zero_row_bytes(source, blocks), f"{where}.blocks.zeros", check)
+    return source.shape[0] * row_bytes(source, blocks)
+
+
+def _check_part(plan: Plan, part: Part, size: int, where: str, check: Checker) -> None:
+    check.index(part.file, plan.files, f"{where}.file")
+    check.require(part.length == size, f"{where}.length", f"{size} for its source", part.length)
+    end = plan.files[part.file].bytes - part.length
+    check.require(0 <= part.offset <= end, f"{where}.offset", f"0 to {end}", part.offset)
 
 
 def check_placement(placement: str, where: str, check: Checker) -> None:

@@ -117,4 +117,5 @@ def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
 
 
 def is_weight(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
+    """An initializer, or what one is dequantised to when it is loaded."""
+    return value is not None and (value.is_initializer() or is_op(value.producer(), "Dequantise"))

@@ -12,6 +12,7 @@ import torch
 
 from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.fingerprint import check_weight_file
+from hjgc.runtime.backends.dequantise import dequantised
 from hjgc.plan_format.structs import Plan, Source, Weight
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -81,16 +82,22 @@ def _pack(
     packed = memory[: weight.bytes].view(TORCH_DTYPES[weight.dtype]).view(weight.shape)
     row = 0
     for source in weight.sources:
-        rows = _view(source, maps[source.file])
+        rows = _view(source, maps)
         packed[row : row + rows.shape[0]].copy_(rows)
         row += rows.shape[0]
     return packed
 
 
-def _view(source: Source, data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> torch.Tensor:
-    """The source's part of a mapped file, sliced and transposed as it says; copied first if it lies unaligned."""
-    kind = TORCH_DTYPES[source.dtype]
-    raw = data[source.offset : source.offset + source.length]
-    raw = raw if source.offset % kind.itemsize == 0 else raw.copy()
-    tensor = torch.from_numpy(raw).view(kind).view(source.shape)[source.slice_start : source.slice_stop]
+def _view(source: Source, maps: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> torch.Tensor:
+    """The source's part of a mapped file, sliced and transposed as it says; copied first if it lies unaligned, and
+    computed if it is quantised."""
+    if source.blocks is not None:
+        low, high, _ = slice(source.slice_start, source.slice_stop).indices(source.shape[0])
+        rows = dequantised(source, source.blocks, low, high, lambda file, at, size: maps[file][at : at + size])
+        tensor = torch.from_numpy(rows)
+    else:
+        kind = TORCH_DTYPES[source.dtype]
+        raw = maps[source.file][source.offset : source.offset + source.length]
+        raw = raw if source.offset % kind.itemsize == 0 else raw.copy()
+        tensor = torch.from_numpy(raw).view(kind).view(source.shape)[source.slice_start : source.slice_stop]
     return tensor.T if source.transpose else tensor

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from hjgc.plan_format.structs import Plan, Source, Weight
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 from hjgc.runtime.backends.cuda_staging import Slots
+from hjgc.runtime.backends.dequantise import dequantised
 from hjgc.runtime.backends.element_types import FLOATS, convert
 
 READERS = 4
@@ -49,7 +51,8 @@ class Turned:
 
 @dataclass(frozen=True)
 class Piece:
-    """`count` elements of a source, one after the other from byte `begin` of its file, to lie from `address` on."""
+    """`count` elements of a source, one after the other from byte `begin` of its file, to lie from `address` on. Of a
+    quantised one whole rows, `begin` the first of them."""
 
     weight: Weight
     source: Source
@@ -82,7 +85,8 @@ def load_weights(driver: Driver, plan: Plan, path: Path, root: Path, memory: Dev
 
 
 def _check_types(weight: Weight, source: Source, file: Path) -> None:
-    if source.dtype != weight.dtype and not {source.dtype, weight.dtype} <= set(FLOATS):
+    stored = "float32" if source.blocks is not None else source.dtype
+    if stored != weight.dtype and not {stored, weight.dtype} <= set(FLOATS):
         problem = f"expected {weight.dtype}, found {source.dtype}: only floating-point weights are converted"
         raise PlanError(file, problem, field=weight.name, next_step="compile the model again")
 
@@ -132,18 +136,33 @@ class _Loading:
 
     def _fill(self, target: Bytes, piece: Piece, scratch: NDArray[np.uint8]) -> None:
         """Read, convert, transpose: what comes last writes the slot, what comes before a part of the scratch memory."""
-        of, to = piece.source.dtype, piece.weight.dtype
+        blocks = piece.source.blocks
+        of, to = piece.source.dtype if blocks is None else "float32", piece.weight.dtype
         converted = target if piece.turned is None else scratch[1, : target.nbytes]
-        data = converted if of == to else scratch[0, : piece.count * ITEM_BYTES[of]]
-        path, file = self._files[piece.source.file]
-        try:
-            read_into(data, file, piece.begin)
-        except OSError as error:
-            raise PlanError(path, f"cannot be read: {error}", field=piece.weight.name) from None
+        if blocks is None:
+            data = converted if of == to else scratch[0, : piece.count * ITEM_BYTES[of]]
+            self._read(data, piece.source.file, piece.begin, piece.weight.name)
+        else:
+            high = piece.begin + piece.count // piece.source.shape[1]
+            rows = dequantised(piece.source, blocks, piece.begin, high, partial(self._read_part, piece.weight.name))
+            data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
         if data is not converted:
             convert(data, of, converted, to)
         if piece.turned is not None:
             _transpose(converted, target, ITEM_BYTES[to], piece.turned.rows, piece.turned.columns)
+
+    def _read(self, target: Bytes, file: int, offset: int, name: str) -> None:
+        """Fill the target from one of the files. Raises PlanError that names it and the weight."""
+        path, number = self._files[file]
+        try:
+            read_into(target, number, offset)
+        except OSError as error:
+            raise PlanError(path, f"cannot be read: {error}", field=name) from None
+
+    def _read_part(self, name: str, file: int, offset: int, length: int) -> Bytes:
+        data = np.empty(length, np.uint8)
+        self._read(data, file, offset, name)
+        return data
 
 
 def read_into(target: Bytes, file: int, offset: int) -> None:
@@ -172,7 +191,7 @@ def cut_weights(plan: Plan, memory: DeviceMemory) -> Iterator[Piece]:
     for index, weight in enumerate(plan.weights):
         address = memory.address("weight", index)
         for source in weight.sources:
-            cut = _cut_transposed if source.transpose else _cut
+            cut = _cut_quantised if source.blocks is not None else _cut_transposed if source.transpose else _cut
             yield from cut(weight, source, address)
             low, high = _row_range(source)
             address += (high - low) * math.prod(source.shape[1:]) * ITEM_BYTES[weight.dtype]
@@ -200,6 +219,17 @@ def _cut_transposed(weight: Weight, source: Source, address: int) -> Iterator[Pi
             place = address + (column * (high - low) + row - low) * size
             turned = Turned(rows, columns, (high - low) * size)
             yield Piece(weight, source, begin, rows * columns, place, turned)
+
+
+def _cut_quantised(weight: Weight, source: Source, address: int) -> Iterator[Piece]:
+    """Whole rows, as many as fit: what a block has in common is read once for each piece."""
+    (low, high), width, size = _row_range(source), source.shape[1], ITEM_BYTES[weight.dtype]
+    tall = max(1, SLOT_BYTES // (4 * width))
+    for row in range(low, high, tall):
+        rows = min(tall, high - row)
+        turned = Turned(rows, width, (high - low) * size) if source.transpose else None
+        place = address + (row - low) * size * (1 if source.transpose else width)
+        yield Piece(weight, source, row, rows * width, place, turned)
 
 
 def _most(weight: Weight, source: Source) -> int:
