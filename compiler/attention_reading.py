@@ -30,6 +30,16 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
+class HeadNorm:
+    """A norm over each head: of `x`, or of the part that its operator says."""
+
+    weight: ir.Value
+    epsilon: float
+    x: ir.Value | None
+    part: str = ""
+
+
+@dataclass(frozen=True)
 class Region:
     """From the products `linears` (query, key and value in some order, or all in one) and the caches to `target`."""
 
@@ -39,8 +49,18 @@ class Region:
     presents: dict[Role, ir.Value]
     nodes: tuple[ir.Node, ...]
 
-    def norms(self) -> list[ir.Node]:
-        return [node for node in self.nodes if is_op(node, "RmsNorm")]
+    def norms(self) -> list[HeadNorm]:
+        """Those over the heads, as nodes or inside of an operator of attention."""
+        found = list[HeadNorm]()
+        for node in self.nodes:
+            if is_op(node, "RmsNorm") and node.inputs[0] is not None and node.inputs[1] is not None:
+                found.append(HeadNorm(node.inputs[1], node.attributes["epsilon"].as_float(), node.inputs[0]))
+            if node.op_type == "GroupQueryAttention" and len(node.inputs) > 15:
+                epsilon = node.attributes.get("qk_norm_epsilon")
+                for part, weight in zip(("query", "key"), node.inputs[14:16], strict=True):
+                    if weight is not None:
+                        found.append(HeadNorm(weight, 1e-6 if epsilon is None else epsilon.as_float(), None, part))
+        return found
 
 
 @dataclass(frozen=True)
@@ -101,21 +121,24 @@ class Reader:
         raise Refused(reason)
 
     def _heads(self, sizes: Sizes) -> Heads:
-        """From an attribute, the cache, or the scores."""
+        """From the attributes of an operator, the cache, or the scores."""
         widths = [linear_columns(value) for value in self.region.linears]
+        query, cache = self._named_heads()
+        size = next((_axis(value, 3) for value in self.region.caches.values()), None)
+        cache = cache or next((_axis(value, 1) for value in self.region.caches.values()), None)
+        if len(widths) == 1 and query is not None and cache is not None:
+            return Heads(query, cache, widths[0] // (query + 2 * cache))
+        if len(widths) == 1 and cache is not None and size is not None:
+            return Heads((widths[0] - 2 * cache * size) // size, cache, size)
+        size = size or max(widths) // (query or self._heads_of_scores(sizes))
+        return Heads(max(widths) // size, cache or min(widths) // size, size)
+
+    def _named_heads(self) -> tuple[int | None, int | None]:
+        """Heads of the query and of the cache, where an operator says so."""
         for node in self.region.nodes:
-            if node.op_type == "GroupQueryAttention":
-                query, cache = node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
-                size = widths[0] // (query + 2 * cache) if len(widths) == 1 else max(widths) // query
-                return Heads(query, cache, size)
-        for value in self.region.caches.values():
-            assert value.shape is not None
-            count, size = dimension(value.shape[1]), dimension(value.shape[3])
-            if count and size:
-                width = widths[0] - 2 * count * size if len(widths) == 1 else max(widths)
-                return Heads(width // size, count, size)
-        size = max(widths) // self._heads_of_scores(sizes)
-        return Heads(max(widths) // size, min(widths) // size, size)
+            if node.op_type in ("GroupQueryAttention", "MultiHeadAttention"):
+                return node.attributes["num_heads"].as_int(), node.attributes.get_int("kv_num_heads", 0) or None
+        return None, None
 
     def _heads_of_scores(self, sizes: Sizes) -> int:
         """What the softmax is over, one matrix a head."""
@@ -149,23 +172,24 @@ class Reader:
     def _norms(self, found: Attention, sizes: Sizes) -> tuple[int, ...]:
         """Which norm sees the query, and which the key. Raises Refused for others."""
         by_part: dict[str, int] = {}
-        for i, node in enumerate(self.region.norms()):
-            assert node.inputs[0] is not None
-            parts = [part for part in ("query", "key", "value") if self._depends(node.inputs[0], found, part, sizes)]
+        for i, norm in enumerate(self.region.norms()):
+            parts = [part for part in ("query", "key", "value") if self._is_over(norm, part, found, sizes)]
             if len(parts) != 1 or parts[0] == "value" or parts[0] in by_part:
                 raise Refused("a norm in it is not over the heads of query or key")
             by_part[parts[0]] = i
         if by_part and len(by_part) < 2:
             raise Refused("only one of query and key has a norm")
         norms = tuple(by_part[part] for part in ("query", "key") if part in by_part)
-        if len({norm_of(self.region, i)[1] for i in norms}) > 1:
+        if len({self.region.norms()[i].epsilon for i in norms}) > 1:
             raise Refused("the norms of q and k have different epsilons")
         return norms
 
-    def _depends(self, value: ir.Value, found: Attention, part: str, sizes: Sizes) -> bool:
-        """Is it anything but zero, where this part alone is?"""
+    def _is_over(self, norm: HeadNorm, part: str, found: Attention, sizes: Sizes) -> bool:
+        """Is what it normalises anything but zero, where this part alone is?"""
+        if norm.x is None:
+            return norm.part == part
         given, _ = self._given(found, sizes, only=part)
-        (numbers,) = self.evaluator.run([value], given, sizes)
+        (numbers,) = self.evaluator.run([norm.x], given, sizes)
         return bool(np.any(numbers))
 
     def _windowed(self, candidate: Attention) -> tuple[str, Attention | None]:
@@ -228,11 +252,8 @@ class Reader:
         return np.pad(past, ((0, 0), (0, 0), room, (0, 0)))
 
 
-def norm_of(region: Region, index: int) -> tuple[ir.Value, float]:
-    """Weight and epsilon of one of the region's norms."""
-    node = region.norms()[index]
-    assert node.inputs[1] is not None
-    return node.inputs[1], node.attributes["epsilon"].as_float()
+def _axis(value: ir.Value, axis: int) -> int | None:
+    return None if value.shape is None else dimension(value.shape[axis])
 
 
 def operands(nodes: Iterable[ir.Node], *, shapes: bool = True) -> set[ir.Value]:
@@ -246,7 +267,8 @@ def _compute(found: Attention, region: Region, rows: Mapping[str, Array], sizes:
     query, key = split_heads(rows["query"][None], found.heads.query), split_heads(rows["key"][None], found.heads.cache)
     value = split_heads(rows["value"][None], found.heads.cache)
     if found.norms:
-        query, key = (_normed(x, *norm_of(region, i)) for x, i in zip((query, key), found.norms, strict=True))
+        norms = region.norms()
+        query, key = (_normed(x, norms[i]) for x, i in zip((query, key), found.norms, strict=True))
     angles = np.arange(sizes.past, sizes.total, dtype=np.float32)[:, None] * found.frequencies
     query, key = (rotate(x, np.cos(angles), np.sin(angles)) for x in (query, key))
     keys, values = (np.concatenate((rows[f"past_{role}"], x), axis=1) for role, x in (("key", key), ("value", value)))
@@ -254,9 +276,9 @@ def _compute(found: Attention, region: Region, rows: Mapping[str, Array], sizes:
     return {"y": merge_heads(y)[0], "key": keys, "value": values}
 
 
-def _normed(x: Array, weight: ir.Value, epsilon: float) -> Array:
-    assert weight.const_value is not None
-    return rms_norm(x, read_tensor(weight.const_value).astype(np.float32), epsilon)
+def _normed(x: Array, norm: HeadNorm) -> Array:
+    assert norm.weight.const_value is not None
+    return rms_norm(x, read_tensor(norm.weight.const_value).astype(np.float32), norm.epsilon)
 
 
 def _same(expected: Array, got: Array, sizes: Sizes, tolerance: float) -> bool:
@@ -292,4 +314,4 @@ def _random(seed: int, shape: tuple[int, ...]) -> Array:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-__all__ = ["Attention", "Heads", "Reader", "Refused", "Region", "norm_of", "operands"]
+__all__ = ["Attention", "Heads", "Reader", "Refused", "Region", "operands"]

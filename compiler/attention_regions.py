@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from hjgc.compiler.attention_reading import Attention, Reader, Refused, Region, norm_of, operands
+from hjgc.compiler.attention_reading import Attention, Reader, Refused, Region, operands
 from hjgc.compiler.evaluate import SHAPES, Evaluator, Unknown, cone, linear_columns
 from hjgc.compiler.interface import Array, Interface, Role
 from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, VALUE_KEY, Journal, is_op, node_name, source_nodes
@@ -83,16 +83,16 @@ class AttentionFinder:
         if len({bias is None for bias in biases}) > 1:
             raise Refused("only some of q, k and v have a bias")
         before, filling = _producer(norm), [None] * (3 - len(linears))
-        norms = [norm_of(region, i) for i in found.norms]
+        norms = [region.norms()[i] for i in found.norms]
         inputs = [
             *before.inputs[:2], *(linear.inputs[1] for linear in linears), *filling, *biases, *filling,
-            *([weight for weight, _ in norms] or [None, None]), *self._rotary(found.frequencies),
+            *([norm.weight for norm in norms] or [None, None]), *self._rotary(found.frequencies),
             region.caches.get("key"), region.caches.get("value"),
         ]  # fmt: skip
         flags = [linear.attributes.get_int("transposed", 0) for linear in linears]
         attributes = [
             ir.AttrFloat32("epsilon", before.attributes["epsilon"].as_float()),
-            ir.AttrFloat32("head_norm_epsilon", norms[0][1] if norms else 0.0),
+            ir.AttrFloat32("head_norm_epsilon", norms[0].epsilon if norms else 0.0),
             ir.AttrInt64s("transposed", flags),
             ir.AttrInt64("heads", found.heads.query),
             ir.AttrInt64("kv_heads", found.heads.cache),
@@ -142,22 +142,22 @@ def _fingerprint(region: Region) -> str:
     """Equal for regions that compute the same but for the numbers of their norms."""
     places = {value: f"linear {i} of {linear_columns(value)}" for i, value in enumerate(region.linears)}
     places |= {value: f"{role} cache {value.shape}" for role, value in region.caches.items()}
-    lines = list[str]()
+    lines, norms = list[str](), {norm.weight for norm in region.norms()}
     for i, node in enumerate(region.nodes):
         attributes = [f"{name}={attr.value}" for name, attr in sorted(node.attributes.items())]
-        lines.append(f"{node.domain}.{node.op_type}{[_place(value, node, places) for value in node.inputs]}{attributes}")
+        lines.append(f"{node.domain}.{node.op_type}{[_place(value, node, places, norms) for value in node.inputs]}{attributes}")
         places |= {value: f"{i}.{j}" for j, value in enumerate(node.outputs)}
     ends: dict[Role | str, ir.Value] = {"target": region.target, **region.presents}
     lines += [f"{name} {places.get(value)}" for name, value in ends.items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _place(value: ir.Value | None, node: ir.Node, places: Mapping[ir.Value, str]) -> str:
+def _place(value: ir.Value | None, node: ir.Node, places: Mapping[ir.Value, str], norms: set[ir.Value]) -> str:
     """What an operand is, within its region."""
     if value is None or value in places:
         return "" if value is None else places[value]
     tensor = value.const_value if value.is_initializer() else None
-    if tensor is not None and is_op(node, "RmsNorm"):
+    if tensor is not None and value in norms:
         return f"norm {tensor.shape}"
     if tensor is not None and tensor.nbytes <= FEW_BYTES and not isinstance(tensor, ir.ExternalTensor):
         return f"{tensor.dtype} {tensor.shape} {tensor.numpy().tobytes().hex()}"

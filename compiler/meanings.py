@@ -121,6 +121,27 @@ def _group_query_attention(node: ir.Node, operands: Operands) -> list[Array]:
     return [merge_heads(y), key[None], value[None]]
 
 
+def _multi_head_attention(node: ir.Node, operands: Operands) -> list[Array | None]:
+    """com.microsoft's: query [1, S, H * D], key and value [1, T, H * D] or [1, H, T, D], a bias [1, 1 or H, S, T] added to
+    the scores."""
+    names = ("query", "key", "value", "bias", "padding", "scores", "past_key", "past_value")
+    given = dict(zip(names, operands, strict=False))
+    if any(given.get(name) is not None for name in ("bias", "padding")) or node.attributes.get_int("unidirectional", 0):
+        raise ValueError("a bias, a padding mask or unidirectional")
+    heads = node.attributes.get_int("num_heads", 0)
+    parts = [_needed(given, name) for name in ("query", "key", "value")]
+    query, key, value = (part[0] if part.ndim == 4 else split_heads(part, heads) for part in parts)
+    present: list[Array | None] = [None, None]
+    if given.get("past_key") is not None:
+        key = np.concatenate((_needed(given, "past_key")[0], key), axis=1)
+        value = np.concatenate((_needed(given, "past_value")[0], value), axis=1)
+        present = [key[None], value[None]]
+    scores = query @ key.transpose(0, 2, 1) * (_float(node, "scale", 0.0) or query.shape[-1] ** -0.5)
+    scores = scores if given.get("scores") is None else scores + _needed(given, "scores")[0]
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return [merge_heads(shares / shares.sum(axis=-1, keepdims=True) @ value), *present]
+
+
 def _separate(given: dict[str, Array | None], heads: int, kv_heads: int) -> list[Array]:
     """Query, key and value by heads, also where they come as one."""
     rows = _needed(given, "query")
@@ -151,6 +172,7 @@ MEANINGS: dict[tuple[str, str], Meaning] = {
     (MICROSOFT, "SimplifiedLayerNormalization"): _simplified_norm,
     (MICROSOFT, "RotaryEmbedding"): _rotary_embedding,
     (MICROSOFT, "GroupQueryAttention"): _group_query_attention,
+    (MICROSOFT, "MultiHeadAttention"): _multi_head_attention,
     (DOMAIN, "RmsNorm"): _simplified_norm,
     (DOMAIN, "RotaryAngles"): _rotary_angles,
     (DOMAIN, "Silu"): _silu,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, Journal, node_name, source_nodes
+from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, Journal, constant_ints, node_name, source_nodes
 
 MICROSOFT = "com.microsoft"
 SIGNED = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
@@ -75,9 +75,10 @@ class _Lifter:
         blocks = static(scales)
         if values.dtype != ir.DataType.UINT8 or len(blocks) != 2 or bits not in (4, 8):
             raise LookupError("its table is not one of packed bytes")
-        wide = blocks[1] * size
-        found = Numbers(values, scales, zeros, (blocks[0], wide), bits, size, axis=1, signed=False)
-        self._replace(node, [ir.Node("", "Gather", [self._dequantised(found, node), node.inputs[1]], num_outputs=1)])
+        end, columns = _cut(node, blocks[1] * size)
+        found = Numbers(values, scales, zeros, (blocks[0], columns), bits, size, axis=1, signed=False)
+        table = self._dequantised(found, node)
+        self._replace(end, [ir.Node("", "Gather", [table, node.inputs[1]], num_outputs=1)])
 
     def matrix(self, node: ir.Node) -> None:
         """DequantizeLinear of a weight [K, N] in blocks along the first axis, or the second."""
@@ -128,6 +129,18 @@ class _Lifter:
         node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
         node.outputs[0].name = None
         self.graph.remove(node, safe=True)
+
+
+def _cut(node: ir.Node, columns: int) -> tuple[ir.Node, int]:
+    """Columns of rows that a Slice cuts to before anybody sees them, which blocks had filled up, and that Slice."""
+    users = {user for user, _ in node.outputs[0].uses()}
+    if len(users) != 1:
+        return node, columns
+    (cut,) = users
+    numbers = [constant_ints(value) for value in cut.inputs[1:]]
+    if cut.op_type == "Slice" and len(numbers) >= 3 and numbers[0] == (0,) and numbers[2] in ((-1,), (2,)) and numbers[1]:
+        return cut, min(columns, numbers[1][0])
+    return node, columns
 
 
 def static(value: ir.Value) -> tuple[int, ...]:

@@ -6,11 +6,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hjgc.compiler.interface import Interface
+from hjgc.compiler.evaluate import Evaluator, Unknown
+from hjgc.compiler.interface import Interface, Sizes
 from hjgc.compiler.rules.rule import DOMAIN, FLOATS, NODES_KEY, Journal, is_weight, node_name, source_nodes, static_shape
 from hjgc.compiler.tables import read_tensor
 
 BOOLEAN = ("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor")
+CHOICES = ("Slice", "Gather", "Unsqueeze", "Squeeze", "Identity")
 INTEGER = ("ArgMax", "ArgMin", "NonZero", "Shape", "Size")
 
 
@@ -26,6 +28,7 @@ def simplify(model: ir.Model, interface: Interface, journal: Journal) -> None:
             _replace(model, [node], ir.Node(DOMAIN, "Silu", node.inputs, num_outputs=1), node.outputs[0])
         elif node.op_type == "ReduceMean":
             _lift_norm(model, node, journal)
+    drop_choice_of_rows(model, interface)
     RemoveUnusedNodesPass()(model)  # a use that nothing uses would keep patterns from matching
 
 
@@ -71,6 +74,36 @@ def drop_float_casts(model: ir.Model, interface: Interface) -> None:
             _give_out(model, interface, made, source)
         made.replace_all_uses_with(source)
         model.graph.remove(node, safe=True)
+
+
+def drop_choice_of_rows(model: ir.Model, interface: Interface) -> None:
+    """A plan computes the logits of the last row only: what chooses rows before the last product, the last among them,
+    says nothing."""
+    product = interface.logits.producer()
+    if product is None or product.op_type != "MatMul" or product.inputs[0] is None:
+        return
+    rows = source = product.inputs[0]
+    while (node := source.producer()) is not None and node.op_type in CHOICES and node.inputs[0] is not None:
+        source = node.inputs[0]
+    if source is rows or not _keeps_last_row(Evaluator(model, interface), rows, source, interface):
+        return
+    product.replace_input_with(0, source)
+
+
+def _keeps_last_row(evaluator: Evaluator, rows: ir.Value, source: ir.Value, interface: Interface) -> bool:
+    """Tried at some sizes."""
+    for wanted in (Sizes(0, 1), Sizes(0, 5), Sizes(3, 4), Sizes(6, 1)):
+        sizes = interface.possible(wanted)
+        if sizes is None:
+            continue
+        given = np.random.default_rng(0).standard_normal((sizes.batch, sizes.new, 8)).astype(np.float32)
+        try:
+            (chosen,) = evaluator.run([rows], {source: given}, sizes)
+        except Unknown:
+            return False
+        if chosen.ndim != 3 or not np.array_equal(chosen[:, -1], given[:, -1]):
+            return False
+    return True
 
 
 def _give_out(model: ir.Model, interface: Interface, made: ir.Value, source: ir.Value) -> None:
