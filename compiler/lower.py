@@ -73,10 +73,11 @@ class _Lowering:
 
 
 def step_dims(step: Step) -> dict[str, int]:
-    """The letters of the op's axes, but for those that depend on the rows."""
+    """The letters of the op's axes, but for those that depend on the rows, and what decides how a cache is used."""
     shapes = {role: tensor.shape for role, tensor in step.operands.items()}
     bound = bind_axes(all_ops()[step.op], shapes)
-    return {letter: size for letter, size in bound.items() if isinstance(size, int)}
+    chosen = {name: int(step.attributes[name]) for name in ("window", "ring") if name in step.attributes}
+    return {letter: size for letter, size in bound.items() if isinstance(size, int)} | chosen
 
 
 class _Prompt:

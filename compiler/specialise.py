@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
-from hjgc.plan_format.structs import DTypes, State
+from hjgc.plan_format.structs import Attribute, DTypes, State
 
 MOST_ROWS = 512
 """Rows that a prompt phase on a GPU is declared for, at least."""
@@ -35,8 +35,10 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
     model = recognised.model
     dtypes = choose_dtypes(model, options)
     context = choose_context(model, options)
-    builder = _Builder(model, path, dtypes, context)
-    programs = tuple(builder.program(*phase) for phase in _phases(options, context))
+    phases = _phases(options, context)
+    most_rows = max(size.high for _, _, sizes, _ in phases for size in sizes if size.name == "tokens")
+    builder = _Builder(model, path, dtypes, context, most_rows)
+    programs = tuple(builder.program(*phase) for phase in phases)
     tables = builder.tables
     network = Network(
         dtypes=dtypes,
@@ -144,6 +146,7 @@ class _Builder:
     path: Path
     dtypes: DTypes
     context: int
+    most_rows: int
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.path, self.dtypes.weights)
@@ -199,17 +202,27 @@ class _Builder:
             operands["query_norm"] = self.tables.weight([_input(node, 8)])
             operands["key_norm"] = self.tables.weight([_input(node, 9)])
         operands |= {"cos": self._get(node, 10), "sin": self._get(node, 11), "parameters": PARAMETERS}
-        attributes = {name: float(node.attributes[name].as_float()) for name in ("epsilon", "head_norm_epsilon")}
+        names = ("epsilon", "head_norm_epsilon")
+        attributes: dict[str, Attribute] = {name: float(node.attributes[name].as_float()) for name in names}
         query = {"query": (node.outputs[0], (self.rows, heads, size))}
-        caches = self._caches(node.attributes.get_int("kv_heads", 0), size)
+        caches = self._caches(node.attributes.get_int("kv_heads", 0), size, self._window(_attention_of(node)))
+        attributes["ring"] = self.states[caches["key_cache"].name].kind == "ring_cache"
         self._step(node, self._layer_name("attention_inputs"), "attention_inputs", operands, query, attributes, caches)
 
-    def _caches(self, kv_heads: int, size: int) -> dict[str, Tensor]:
-        shape = (kv_heads, self.context + SPARE_ROWS, size)
+    def _caches(self, kv_heads: int, size: int, window: int) -> dict[str, Tensor]:
+        """A ring where keys leave the window before the context ends: room for the window and for all rows of a call."""
+        full, ring = self.context + SPARE_ROWS, window + self.most_rows
+        kind, rows = ("ring_cache", ring) if window and ring < full else ("full_cache", full)
         roles = {role: f"cache.{self.layer}.{role}" for role in ("key", "value")}
         return {
-            f"{role}_cache": self.state(name, "full_cache", self.dtypes.cache, shape) for role, name in roles.items()
+            f"{role}_cache": self.state(name, kind, self.dtypes.cache, (kv_heads, rows, size))
+            for role, name in roles.items()
         }
+
+    def _window(self, attention: ir.Node) -> int:
+        """Keys that a query sees; 0 for all, also where no key ever leaves it."""
+        window = attention.attributes.get_int("window", 0)
+        return window if window <= self.context else 0
 
     def _visit_Attention(self, node: ir.Node) -> None:
         query = self._get(node, 0)
@@ -220,7 +233,7 @@ class _Builder:
             "parameters": PARAMETERS,
         }
         columns = int(query.shape[1]) * int(query.shape[2])  # type: ignore[arg-type]
-        attributes = {"scale": float(node.attributes["scale"].as_float())}
+        attributes = {"scale": float(node.attributes["scale"].as_float()), "window": self._window(node)}
         outputs = {"y": (node.outputs[0], (self.rows, columns))}
         self._step(node, self._layer_name("attention"), "attention", operands, outputs, attributes)
 
@@ -311,7 +324,7 @@ class _Builder:
         op: str,
         operands: dict[str, Tensor],
         outputs: dict[str, tuple[ir.Value, tuple[Expression, ...]]],
-        attributes: dict[str, float] | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         states: dict[str, Tensor] | None = None,
         *,
         dtype: DType | None = None,
@@ -333,6 +346,11 @@ class _Builder:
 
 
 PARAMETERS = Tensor("parameters", "parameters", "uint8", ())
+
+
+def _attention_of(inputs: ir.Node) -> ir.Node:
+    """The node that attends with these inputs."""
+    return next(user for user, _ in inputs.outputs[0].uses() if user.op_type == "Attention")
 
 
 def _inputs(node: ir.Node, indices: Iterable[int]) -> list[ir.Value]:

@@ -53,8 +53,9 @@ class LaunchVerifier:
         if missing:
             self.check.fail(f"{where}.operands", f"expected an operand for {missing[0]!r}, found none")
         self._aliases(launch, where)
-        self._axes(op, launch, shapes, where)
         self._attributes(op, launch, f"{where}.attributes")
+        self._axes(op, launch, shapes, where)
+        self._rings(launch, where)
         self.kernels.run(op, launch, f"{where}.kernels")
         check_placement(launch.placement, where, self.check)
         for name in ("device", "rank"):
@@ -73,9 +74,9 @@ class LaunchVerifier:
             wanted = "a weight or constant" if role.constant else "other memory"
             self.check.fail(f"{place}.space", f"expected {wanted}, found {operand.space!r}")
         entry = self._entry(number, operand, place)
-        kind = STATES.get(role.name)
-        if kind is not None and not (isinstance(entry, State) and entry.kind == kind):
-            self.check.fail(f"{place}.index", f"expected a state of kind {kind}, found {entry.name!r}")
+        kinds = STATES.get(role.name)
+        if kinds is not None and not (isinstance(entry, State) and entry.kind in kinds):
+            self.check.fail(f"{place}.index", f"expected a state of kind {' or '.join(kinds)}, found {entry.name!r}")
         wanted = self.dtypes.get(role.dtype, role.dtype)
         if entry.dtype != wanted:
             self.check.fail(place, f"expected {wanted} for {role.name}, found {entry.dtype}")
@@ -118,6 +119,20 @@ class LaunchVerifier:
         wrong = op.relations(dims, launch.attributes)
         if wrong is not None:
             self.check.fail(place, wrong)
+
+    def _rings(self, launch: Launch, where: str) -> None:
+        """Where positions go round in a cache, kernels must know, and what a call attends to must still be there when
+        its own rows have been written."""
+        most = self.keys["tokens"][1] if "tokens" in self.keys else 1
+        for i, operand in enumerate(launch.operands):
+            entry = self.tables[operand.space][operand.index] if operand.space == "state" else None
+            if not isinstance(entry, State) or entry.kind != "ring_cache":
+                continue
+            window = launch.attributes.get("window", 0)
+            fits = type(window) is int and 0 < window <= entry.shape[1] - most
+            told = launch.attributes.get("ring") is True
+            wanted = f"for {entry.name!r} ring, or a window of 1 to {entry.shape[1] - most}"
+            self.check.require(fits or told, f"{where}.attributes", wanted, dict(launch.attributes))
 
     def _attributes(self, op: Op, launch: Launch, place: str) -> None:
         found = launch.attributes

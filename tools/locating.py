@@ -129,7 +129,7 @@ def _read(file: PlanFile, backend: Backend, step: Step, operand: Operand) -> NDA
         shape = tuple(evaluate(axis, {"tokens": rows}) for axis in buffer.shape)
         return _array(backend.snapshot([ref], step.start, rows)[ref], buffer.dtype, shape)
     state, ref = plan.states[operand.index], MemoryRef("state", operand.index)
-    if state.kind in CACHES:
+    if state.kind == "full_cache":
         rows = step.start + rows
         shape = (state.shape[0], rows, state.shape[2])
         return _array(backend.snapshot([ref], 0, rows)[ref], state.dtype, shape)

@@ -26,10 +26,13 @@ COMBINED = 16384
 def decode_attention(
     query, key_cache, value_cache, y, partials, counters, start, scale, KV_HEADS: tl.constexpr, QUERIES: tl.constexpr,
     PADDED: tl.constexpr, TOGETHER: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CAPACITY: tl.constexpr,
-    SHARES: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, SHARES: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     share = tl.program_id(1)
+    # Rows that positions go round in; 0 where they never do.
+    RING: tl.constexpr = CAPACITY if WINDOW > 0 else 0
     base = kv_head.to(tl.int64) * (CAPACITY * SIZE)
     keys = key_cache + base
     values = value_cache + base
@@ -53,18 +56,23 @@ def decode_attention(
         gdc_wait()
     # Past the L1 cache, where the guess may have left what was there before the wait.
     length = tl.load(start, cache_modifier=".cg") + 1
-    each = share_of(length, SHARES, LEAST, BLOCK)
-    active = tl.cdiv(length, each)
+    lowest = 0
+    if WINDOW > 0:
+        lowest = tl.maximum(length - WINDOW, 0)
+    each = share_of(length - lowest, SHARES, LEAST, BLOCK)
+    active = tl.cdiv(length - lowest, each)
     if share < active:
-        first = share * each
+        first = lowest + share * each
         end = tl.minimum(first + each, length)
         q = tl.load(query + places, mask=known, other=0.0)
         if QUERIES == 1:
             # A sum over an axis of one.
             alone = tl.sum(q.to(tl.float32), 0) * power
-            result, top, total = attend_one(alone, keys, values, first, end, SIZE, WIDTH, BLOCK, AHEAD)
+            result, top, total = attend_one(alone, keys, values, first, end, SIZE, WIDTH, RING, BLOCK, AHEAD)
         else:
-            result, top, total = attend_group(q, power, keys, values, first, end, PADDED, SIZE, WIDTH, BLOCK, AHEAD)
+            result, top, total = attend_group(
+                q, power, keys, values, first, end, PADDED, SIZE, WIDTH, RING, BLOCK, AHEAD
+            )  # fmt: skip
         if active == 1:
             tl.store(y + places, result / total[:, None], mask=known)
         else:
@@ -80,18 +88,21 @@ def decode_attention(
 
 
 @triton.jit
-def load_block(cache, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows `first` to `first + BLOCK` of a head's cache, zero from `end` on."""
+def load_block(cache, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr):
+    """Positions `first` to `first + BLOCK` of a head's cache, zero from `end` on."""
     rows = first + tl.arange(0, BLOCK)
     columns = tl.arange(0, WIDTH)
     kept = (rows < end)[:, None] & (columns < SIZE)[None, :]
+    if RING > 0:
+        rows = rows % RING
     return tl.load(cache + rows[:, None] * SIZE + columns[None, :], mask=kept, other=0.0)
 
 
 @triton.jit
 def attend_one(
-    q, keys, values, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr
-):
+    q, keys, values, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
+):  # fmt: skip
     """One query [WIDTH] over rows first to end: (sums [1, WIDTH], highest score [1], weight [1]). Every row of a block
     keeps a softmax of its own, so that threads meet only at the end."""
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -102,8 +113,8 @@ def attend_one(
             later = row + AHEAD
             call_rows(keys, later, tl.minimum(end - later, BLOCK), SIZE)
             call_rows(values, later, tl.minimum(end - later, BLOCK), SIZE)
-        key = load_block(keys, row, end, SIZE, WIDTH, BLOCK).to(tl.float32)
-        value = load_block(values, row, end, SIZE, WIDTH, BLOCK).to(tl.float32)
+        key = load_block(keys, row, end, SIZE, WIDTH, RING, BLOCK).to(tl.float32)
+        value = load_block(values, row, end, SIZE, WIDTH, RING, BLOCK).to(tl.float32)
         scores = tl.where(row + tl.arange(0, BLOCK) < end, tl.sum(q[None, :] * key, 1), float("-inf"))
         raised = tl.maximum(highest, scores)
         shift = tl.where(raised == float("-inf"), 0.0, raised)
@@ -122,7 +133,7 @@ def attend_one(
 @triton.jit
 def attend_group(
     q, power, keys, values, first, end, PADDED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    RING: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The same for the queries [PADDED, WIDTH] that share a kv head, on tensor cores: sums [PADDED, WIDTH], highest
     scores and weights [PADDED]."""
@@ -134,8 +145,8 @@ def attend_group(
             later = row + AHEAD
             call_rows(keys, later, tl.minimum(end - later, BLOCK), SIZE)
             call_rows(values, later, tl.minimum(end - later, BLOCK), SIZE)
-        key = load_block(keys, row, end, SIZE, WIDTH, BLOCK)
-        value = load_block(values, row, end, SIZE, WIDTH, BLOCK)
+        key = load_block(keys, row, end, SIZE, WIDTH, RING, BLOCK)
+        value = load_block(values, row, end, SIZE, WIDTH, RING, BLOCK)
         scores = tl.dot(q.to(key.dtype), key.trans(1, 0), input_precision="ieee") * power
         scores = tl.where((row + tl.arange(0, BLOCK) < end)[None, :], scores, float("-inf"))
         # The first row of a block is always there, so that no maximum is minus infinity.
@@ -198,11 +209,12 @@ def constants(axes: Axes) -> dict[str, bool | int | str]:
         "SIZE": size,
         "WIDTH": triton.next_power_of_2(size),
         "CAPACITY": axes["capacity"],
+        "WINDOW": axes["window"],
         "SHARES": axes["shares"],
         "LEAST": -(-int(axes["least"]) // int(axes["block"])) * int(axes["block"]),
         "BLOCK": axes["block"],
-        # Rows must start at multiples of 16 bytes to be called ahead.
-        "AHEAD": axes["ahead"] if axes["pdl"] is True and size % 8 == 0 else 0,
+        # Rows must start at multiples of 16 bytes to be called ahead, and lie one behind the other.
+        "AHEAD": axes["ahead"] if axes["pdl"] is True and size % 8 == 0 and not axes["window"] else 0,
         "PDL": axes["pdl"],
     }
 
@@ -230,6 +242,7 @@ TEMPLATE = Template(
         "kv_heads": Whole(1, 1024),
         "head_size": Whole(2, 512),
         "capacity": Whole(1, 1 << 24),
+        "window": Whole(0, 1 << 24),
         "shares": OneOf((1, 2, 4, 8, 16, 32, 64)),
         "least": Whole(1, 1 << 16),
         "block": OneOf((16, 32, 64, 128, 256)),

@@ -14,7 +14,7 @@ from hjgc.compiler.kernels.products import PRODUCT_AXES, normalised_pair, produc
 def decode_attention_inputs(
     x, norm_weight, weight, bias, query_norm, key_norm, cos, sin, query, key_cache, value_cache, start, epsilon,
     head_norm_epsilon, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, CAPACITY: tl.constexpr,
-    K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, AHEAD: tl.constexpr,
+    RING: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = (HALF + ROWS - 1) // ROWS
@@ -56,7 +56,10 @@ def decode_attention_inputs(
         if head < HEADS + KV_HEADS:
             cache = key_cache
         kv_head = (head - HEADS) % KV_HEADS
-        row = (kv_head.to(tl.int64) * CAPACITY + tl.load(start)) * (2 * HALF)
+        place = tl.load(start)
+        if RING:
+            place = place % CAPACITY
+        row = (kv_head.to(tl.int64) * CAPACITY + place) * (2 * HALF)
         tl.store(cache + row + pairs, first, mask=inside)
         tl.store(cache + row + HALF + pairs, second, mask=inside)
 
@@ -68,6 +71,7 @@ def constants(axes: Axes) -> dict[str, bool | int | str]:
         "KV_HEADS": axes["kv_heads"],
         "HALF": half,
         "CAPACITY": axes["capacity"],
+        "RING": axes["ring"],
         "K": columns,
         **product_constants(axes, columns),
     }
@@ -104,6 +108,7 @@ TEMPLATE = Template(
         "kv_heads": Whole(1, 1024),
         "head_size": Whole(2, 512),
         "capacity": Whole(1, 1 << 24),
+        "ring": OneOf((False, True)),
         "columns": Whole(1, 1 << 20),
         "bias": OneOf((False, True)),
         "head_norm": OneOf((False, True)),

@@ -112,7 +112,8 @@ __device__ __forceinline__ void finish(
             if (head < HEADS) return query + ((u64)token * HEADS + head) * D + place;
             const bool key = head < HEADS + KV_HEADS;
             const int line = head - HEADS - (key ? 0 : KV_HEADS);
-            return (key ? key_cache : value_cache) + ((u64)line * CAPACITY + begin + token) * D + place;
+            const int row = RING ? (begin + token) % CAPACITY : begin + token;
+            return (key ? key_cache : value_cache) + ((u64)line * CAPACITY + row) * D + place;
         });
     // The squares are read until all warps have finished.
     if (HEAD_NORM) meet(WARPGROUPS + 1, WARPGROUPS * 128);
@@ -167,6 +168,7 @@ def all_constants(axes: Axes) -> dict[str, AxisValue]:
         "HEADS": axes["heads"],
         "KV_HEADS": axes["kv_heads"],
         "CAPACITY": axes["capacity"],
+        "RING": axes["ring"],
         "BIAS": axes["bias"],
         "HEAD_NORM": axes["head_norm"],
         "STAGING_BYTES": staging_bytes(axes, 2),
@@ -183,6 +185,7 @@ TEMPLATE = Template(
         "kv_heads": Whole(1, 1024),
         "head_size": Whole(16, 512),
         "capacity": Whole(1, 1 << 24),
+        "ring": OneOf((False, True)),
         "bias": OneOf((False, True)),
         "head_norm": OneOf((False, True)),
     },

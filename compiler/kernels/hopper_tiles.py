@@ -21,7 +21,7 @@ from hjgc.compiler.kernels.hopper_product import (
     token_tiles,
     weight_tiles,
 )
-from hjgc.compiler.kernels.tiles import Dims
+from hjgc.compiler.kernels.tiles import Dims, ring
 
 RANGES = (
     *(16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 208, 224, 256),
@@ -79,7 +79,7 @@ def other_tiles(op: str, axes: Axes, most: int = 8) -> list[dict[str, AxisValue]
 def _attention_inputs(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
     sizes = {"heads": dims["Q"], "kv_heads": dims["G"], "head_size": dims["D"], "capacity": dims["C"]}
     flags = {"bias": "bias" in roles, "head_norm": "query_norm" in roles}
-    return {"rows": dims["N"], "columns": dims["H"], **sizes, **flags}
+    return {"rows": dims["N"], "columns": dims["H"], **sizes, **ring(dims), **flags}
 
 
 def _gated_linear(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:

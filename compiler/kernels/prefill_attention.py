@@ -26,14 +26,20 @@ def attend_blocks(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    RING: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """The running maximum `peak`, sum `total` and weighted values `y` after the keys `first` to `last`. Where there is
-    an `end`, only so many keys are in the cache, and a row at position p sees those up to p only."""
+    an `end`, only so many keys are in the cache, and a row at position p sees those up to p only, the last WINDOW of them
+    if that is not 0. Positions go round in RING rows, if that is not 0."""
     sizes = tl.arange(0, BLOCK_D)
     lanes = tl.arange(0, BLOCK_N)
     for n in tl.range(first, last, BLOCK_N, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        at = (n + lanes)[:, None].to(tl.int64) * D + sizes[None, :]
+        places = n + lanes
+        if RING > 0:
+            places = places % RING
+        at = places[:, None].to(tl.int64) * D + sizes[None, :]
         if end is not None:
             inside = ((n + lanes) < end)[:, None] & (sizes < D)[None, :]
             k = tl.load(keys + at, mask=inside, other=0.0)
@@ -44,9 +50,15 @@ def attend_blocks(
         scores = tl.dot(q, tl.trans(k)) * scale
         if end is not None:
             scores = tl.where((n + lanes)[None, :] <= rows[:, None], scores, -float("inf"))
+        if WINDOW > 0:
+            scores = tl.where((n + lanes)[None, :] > rows[:, None] - WINDOW, scores, -float("inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(peak - higher)
+        shift = higher
+        if WINDOW > 0:
+            # A row may see nothing of a block.
+            shift = tl.where(higher == -float("inf"), 0.0, higher)
+        weights = tl.exp2(scores - shift[:, None])
+        fade = tl.exp2(peak - shift)
         total = total * fade + tl.sum(weights, 1)
         peak = higher
         if end is not None:
@@ -73,6 +85,7 @@ def prefill_attention(
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     CAPACITY: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -104,14 +117,21 @@ def prefill_attention(
         total = tl.zeros((BLOCK_M,), tl.float32)
         sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         steep = scale * 1.4426950408889634
-        peak, total, sums = attend_blocks(
-            q, keys, values, positions, 0, seen_by_all, None, steep, peak, total, sums,
-            D, BLOCK_D, BLOCK_N, STAGES,
-        )  # fmt: skip
-        peak, total, sums = attend_blocks(
-            q, keys, values, positions, seen_by_all, last, end, steep, peak, total, sums,
-            D, BLOCK_D, BLOCK_N, STAGES,
-        )  # fmt: skip
+        if WINDOW > 0:
+            lowest = tl.maximum(begin + tile * BLOCK_M - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+            peak, total, sums = attend_blocks(
+                q, keys, values, positions, lowest, last, end, steep, peak, total, sums,
+                D, BLOCK_D, BLOCK_N, WINDOW, CAPACITY, STAGES,
+            )  # fmt: skip
+        else:
+            peak, total, sums = attend_blocks(
+                q, keys, values, positions, 0, seen_by_all, None, steep, peak, total, sums,
+                D, BLOCK_D, BLOCK_N, 0, 0, STAGES,
+            )  # fmt: skip
+            peak, total, sums = attend_blocks(
+                q, keys, values, positions, seen_by_all, last, end, steep, peak, total, sums,
+                D, BLOCK_D, BLOCK_N, 0, 0, STAGES,
+            )  # fmt: skip
         tl.store(y + places, (sums / total[:, None]).to(y.dtype.element_ty), mask=inside)
 
 
@@ -121,6 +141,7 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
         "KV_HEADS": axes["kv_heads"],
         "D": axes["head_size"],
         "CAPACITY": axes["capacity"],
+        "WINDOW": axes["window"],
         "BLOCK_M": axes["block_m"],
         "BLOCK_N": axes["block_n"],
         "BLOCK_D": max(16, triton.next_power_of_2(int(axes["head_size"]))),
@@ -147,6 +168,7 @@ TEMPLATE = Template(
         "kv_heads": Whole(1, 1024),
         "head_size": Whole(2, 512),
         "capacity": Whole(1, 1 << 24),
+        "window": Whole(0, 1 << 24),
         "block_m": OneOf((16, 32, 64, 128)),
         "block_n": OneOf((16, 32, 64, 128)),
         "stages": Whole(1, 8),

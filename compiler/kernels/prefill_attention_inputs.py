@@ -67,6 +67,7 @@ def finish(
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     CAPACITY: tl.constexpr,
+    RING: tl.constexpr,
     SLOT: tl.constexpr,
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
@@ -85,7 +86,10 @@ def finish(
     places = pairs % SLOT
     whole = places < HALF
     present = (rows < count)[:, None]
-    cache_rows = (begin + rows)[:, None].to(tl.int64) * D
+    positions = begin + rows
+    if RING:
+        positions = positions % CAPACITY
+    cache_rows = positions[:, None].to(tl.int64) * D
     if first_pair < HEADS * SLOT:
         mine = whole & (heads < HEADS)
         inside = present & mine[None, :]
@@ -140,6 +144,7 @@ def prefill_attention_inputs(
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     CAPACITY: tl.constexpr,
+    RING: tl.constexpr,
     K: tl.constexpr,
     SLOT: tl.constexpr,
     BIAS: tl.constexpr,
@@ -179,24 +184,24 @@ def prefill_attention_inputs(
             gdc_launch_dependents()
         finish(
             total, bias, query_norm, key_norm, cos, sin, query, key_cache, value_cache, begin, head_norm_epsilon,
-            rows, first_column, weight_rows, count, HEADS, KV_HEADS, D, CAPACITY, SLOT, BIAS, HEAD_NORM,
+            rows, first_column, weight_rows, count, HEADS, KV_HEADS, D, CAPACITY, RING, SLOT, BIAS, HEAD_NORM,
         )  # fmt: skip
         if EXTRA_N > 0:
             finish(
                 wide, bias, query_norm, key_norm, cos, sin, query, key_cache, value_cache, begin, head_norm_epsilon,
                 rows, first_column + BLOCK_N, more_weight_rows, count,
-                HEADS, KV_HEADS, D, CAPACITY, SLOT, BIAS, HEAD_NORM,
+                HEADS, KV_HEADS, D, CAPACITY, RING, SLOT, BIAS, HEAD_NORM,
             )  # fmt: skip
         if EXTRA_M > 0:
             finish(
                 low, bias, query_norm, key_norm, cos, sin, query, key_cache, value_cache, begin, head_norm_epsilon,
-                more_rows, first_column, weight_rows, count, HEADS, KV_HEADS, D, CAPACITY, SLOT, BIAS, HEAD_NORM,
+                more_rows, first_column, weight_rows, count, HEADS, KV_HEADS, D, CAPACITY, RING, SLOT, BIAS, HEAD_NORM,
             )  # fmt: skip
             if EXTRA_N > 0:
                 finish(
                     corner, bias, query_norm, key_norm, cos, sin, query, key_cache, value_cache, begin,
                     head_norm_epsilon, more_rows, first_column + BLOCK_N, more_weight_rows, count,
-                    HEADS, KV_HEADS, D, CAPACITY, SLOT, BIAS, HEAD_NORM,
+                    HEADS, KV_HEADS, D, CAPACITY, RING, SLOT, BIAS, HEAD_NORM,
                 )  # fmt: skip
 
 
@@ -212,6 +217,7 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
         "KV_HEADS": axes["kv_heads"],
         "D": axes["head_size"],
         "CAPACITY": axes["capacity"],
+        "RING": axes["ring"],
         "SLOT": slot(axes),
         "BIAS": axes["bias"],
         "HEAD_NORM": axes["head_norm"],
@@ -250,6 +256,7 @@ TEMPLATE = Template(
         "kv_heads": Whole(1, 1024),
         "head_size": Whole(2, 512),
         "capacity": Whole(1, 1 << 24),
+        "ring": OneOf((False, True)),
         "norm": OneOf((False, True)),
         "bias": OneOf((False, True)),
         "head_norm": OneOf((False, True)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hjgc.compiler.kernels import hopper_tiles
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_tiles import RANGES, Tile, tiles
-from hjgc.compiler.kernels.tiles import Dims, choose_decode
+from hjgc.compiler.kernels.tiles import Dims, choose_decode, ring, window
 from hjgc.plan_format.chips import HOPPER, PORTABLE
 from hjgc.plan_format.structs import DTypes
 
@@ -85,12 +85,12 @@ def _product_step(outputs: int, columns: int) -> str:
 
 def _attention_inputs(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
     flags = {"norm": "norm_weight" in roles, "bias": "bias" in roles, "head_norm": "query_norm" in roles}
-    return {**_cache(dims), "rows": dims["N"], "columns": dims["H"], **flags}
+    return {**_cache(dims), **ring(dims), "rows": dims["N"], "columns": dims["H"], **flags}
 
 
 def _attention(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:
     del roles
-    return _cache(dims)
+    return {**_cache(dims), **window(dims)}
 
 
 def _linear_parts(dims: Dims, roles: Collection[str]) -> dict[str, AxisValue]:

@@ -88,6 +88,7 @@ def _rms_norm(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -
 def _attention_inputs(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
     shape: dict[str, AxisValue] = {
         **_cache(dims, dtypes),
+        **ring(dims),
         "columns": dims["H"],
         "bias": "bias" in roles,
         "head_norm": "query_norm" in roles,
@@ -108,7 +109,7 @@ def _attention(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) 
         shares *= 2
     ahead = ROWS_AHEAD if has_pdl(target) else 0
     tile = {"shares": shares, "least": LEAST_SHARE, "block": 64 if alone else 32, "ahead": ahead, "warps": WARPS}
-    return {**_cache(dims, dtypes), "dtype": dtypes.compute, **tile}
+    return {**_cache(dims, dtypes), **window(dims), "dtype": dtypes.compute, **tile}
 
 
 def _linear(dims: Dims, dtypes: DTypes, roles: Collection[str], target: str) -> dict[str, AxisValue]:
@@ -150,6 +151,16 @@ def _product(target: str, template: str, outputs: int, columns: int, tiles: int)
 def _cache(dims: Dims, dtypes: DTypes) -> dict[str, AxisValue]:
     sizes = {"heads": dims["Q"], "kv_heads": dims["G"], "head_size": dims["D"], "capacity": dims["C"]}
     return {**sizes, "cache_dtype": dtypes.cache}
+
+
+def ring(dims: Dims) -> dict[str, AxisValue]:
+    """Whether positions go round in the cache."""
+    return {"ring": bool(dims.get("ring", 0))}
+
+
+def window(dims: Dims) -> dict[str, AxisValue]:
+    """How many keys a query sees; 0 for all."""
+    return {"window": dims.get("window", 0)}
 
 
 def _halves(dtypes: DTypes) -> dict[str, AxisValue]:

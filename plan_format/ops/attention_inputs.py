@@ -37,10 +37,12 @@ def reference(
     *,
     epsilon: float,
     head_norm_epsilon: float,
+    ring: bool,
 ) -> None:
     """Where there is no `norm_weight`, x is normalised already."""
     import torch
 
+    del ring  # full caches are long enough for row p mod C to be row p
     heads, (kv_heads, _, size) = query.shape[1], key_cache.shape
     rows, start = x.shape[0], parameters.start
     normal = x if norm_weight is None else normalise(x, norm_weight, epsilon)
@@ -54,8 +56,17 @@ def reference(
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     turned = rotate(qk, cos.unsqueeze(1), sin.unsqueeze(1))
     query.copy_(turned[:, :heads])
-    key_cache[:, start : start + rows] = turned[:, heads:].transpose(0, 1)
-    value_cache[:, start : start + rows] = v.transpose(0, 1)
+    append(key_cache, turned[:, heads:].transpose(0, 1), start)
+    append(value_cache, v.transpose(0, 1), start)
+
+
+def append(cache: Any, new: Any, start: int) -> None:
+    """new [G, M, D] into a cache [G, C, D]: position p lies in row p mod C."""
+    rows, capacity = new.shape[1], cache.shape[1]
+    first = start % capacity
+    before_end = min(rows, capacity - first)
+    cache[:, first : first + before_end] = new[:, :before_end]
+    cache[:, : rows - before_end] = new[:, before_end:]
 
 
 def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
@@ -86,7 +97,7 @@ OP = Op(
         update("key_cache", "G C D", "cache"),
         update("value_cache", "G C D", "cache"),
     ),
-    attributes={"epsilon": float, "head_norm_epsilon": float},
+    attributes={"epsilon": float, "head_norm_epsilon": float, "ring": bool},
     reference=reference,
     flops=lambda d: 2 * d["M"] * d["N"] * d["H"],
     bytes_moved=lambda d, item: (d["N"] * d["H"] + d["M"] * (d["H"] + d["N"])) * item,

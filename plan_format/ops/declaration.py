@@ -52,15 +52,15 @@ def update(name: str, axes: str, dtype: DTypeRole, *, optional: bool = False) ->
     return Role(name, tuple(axes.split()), dtype, "read_write", optional)
 
 
-STATES: Mapping[str, str] = {
-    "history": "token_history",
-    "key_cache": "full_cache",
-    "value_cache": "full_cache",
-    "logits": "logits",
-    "sampled": "sampled",
-    "counters": "counters",
+STATES: Mapping[str, tuple[str, ...]] = {
+    "history": ("token_history",),
+    "key_cache": ("full_cache", "ring_cache"),
+    "value_cache": ("full_cache", "ring_cache"),
+    "logits": ("logits",),
+    "sampled": ("sampled",),
+    "counters": ("counters",),
 }
-"""Roles that only a state of this kind can fill: kernels reach into it at places that the parameter block names."""
+"""Roles that only a state of these kinds can fill: kernels reach into it at places that the parameter block names."""
 
 PARAMETERS = Role("parameters", (), "parameters", "read")
 UPDATED_PARAMETERS = Role("parameters", (), "parameters", "read_write")

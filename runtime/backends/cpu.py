@@ -217,7 +217,7 @@ class CpuBackend:
         if ref.space == "buffer":
             return self._buffer(self._phases[ref.phase], ref.index, tokens)
         tensor = self._tables["state"][ref.index]
-        if self._plan.states[ref.index].kind in ("full_cache", "ring_cache"):
+        if self._plan.states[ref.index].kind == "full_cache":
             return tensor[:, start : start + tokens]
         return tensor
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hjgc.plan_format.ops.attention import reference
 from hjgc.plan_format.ops.rms_norm import normalise
 
 Call = Callable[[], Any]
@@ -22,7 +23,9 @@ Call = Callable[[], Any]
 def attention_inputs(
     x: Any, norm_weight: Any, weight: Any, bias: Any, query_norm: Any, key_norm: Any, cos: Any, sin: Any,
     parameters: Any, query: Any, key_cache: Any, value_cache: Any, *, epsilon: float, head_norm_epsilon: float,
+    ring: bool,
 ) -> Call:  # fmt: skip
+    del ring
     heads, (kv_heads, _, size) = query.shape[1], key_cache.shape
     product = _product(
         _norm(x, norm_weight, epsilon), weight, bias, rows := torch.empty(1, weight.shape[0], dtype=x.dtype)
@@ -43,14 +46,18 @@ def attention_inputs(
         torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
         torch.mul(second, cos, out=to_second).addcmul_(first, sin)
         to_query.copy_(turned_query)
-        start = parameters.start
-        key_cache.select(1, start).copy_(turned_key)
-        value_cache.select(1, start).copy_(v)
+        row = parameters.start % key_cache.shape[1]
+        key_cache.select(1, row).copy_(turned_key)
+        value_cache.select(1, row).copy_(v)
 
     return run
 
 
-def attention(query: Any, key_cache: Any, value_cache: Any, parameters: Any, y: Any, *_: Any, scale: float) -> Call:
+def attention(
+    query: Any, key_cache: Any, value_cache: Any, parameters: Any, y: Any, *_: Any, scale: float, window: int
+) -> Call:
+    if window:
+        return lambda: reference(query, key_cache, value_cache, parameters, y, scale=scale, window=window)
     grouped = query.view(key_cache.shape[0], -1, key_cache.shape[2])
     keys, result = key_cache.transpose(1, 2), y.view(grouped.shape)
 
