@@ -1,10 +1,10 @@
-"""What does a region of attention compute? Heads, frequencies, norms and window are guessed from its numbers, then it is run
-on random ones, and its results are compared with what our launches would give."""
+"""What does a region of attention compute? Heads, frequencies, norms, scale and window are guessed from its numbers,
+then it is run on random ones, and its results are compared with what our launches would give."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,8 +18,8 @@ from hjgc.compiler.rules.rule import is_op
 from hjgc.compiler.tables import read_tensor
 
 TOLERANCES = {ir.DataType.FLOAT: 2e-4, ir.DataType.FLOAT16: 5e-3, ir.DataType.BFLOAT16: 4e-2}
-"""Of the largest number, by the coarsest constant that the region has: sums of float32 in another order differ by less than
-a tenth of it, and a scale or a table of cosines in half precision is off by as much as it is rounded."""
+"""Of the largest number, by the coarsest constant that the region has: sums of float32 in another order differ by less
+than a tenth of it, and a scale or a table of cosines in half precision is off by as much as it is rounded."""
 LONGEST = 1 << 17
 """Sizes at which a graph may change what it does are looked for up to here."""
 ROLES: tuple[Role, Role] = ("key", "value")
@@ -27,6 +27,10 @@ ROLES: tuple[Role, Role] = ("key", "value")
 
 class Refused(Exception):
     """Why a region is not ours."""
+
+
+class Different(Refused):
+    """It has all parts, and computes something else."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +112,18 @@ class Reader:
         heads = self._heads(first)
         self._sizes = list(self._tried_sizes())
         self._tolerance = _tolerance(self.region)
-        reason = "its products are not those of query, key and value"
+        refusal = Refused("its products are not those of query, key and value")
         for order in self._orders(heads):
             plain = Attention(heads, order, np.zeros(heads.size // 2, np.float32), heads.size**-0.5)
             plain = replace(plain, norms=self._norms(plain, first))
             given, _ = self._given(plain, first)
-            reason = "by which angles it turns heads is not found"
+            refusal = Refused("by which angles it turns heads is not found")
             for numbers in frequencies(self.evaluator, self.region.nodes, heads.size, given, first):
-                reason, found = self._windowed(replace(plain, frequencies=numbers))
+                reason, found = self._fitted(replace(plain, frequencies=numbers))
                 if found is not None:
                     return found
-        raise Refused(reason)
+                refusal = Different(reason)
+        raise refusal
 
     def _heads(self, sizes: Sizes) -> Heads:
         """From the attributes of an operator, the cache, or the scores."""
@@ -153,7 +158,8 @@ class Reader:
         raise Refused("how many heads it has is not known")
 
     def _orders(self, heads: Heads) -> Iterator[tuple[int, ...]]:
-        """Which linears may be query, key and value, by their widths and by which of them each cache is written with."""
+        """Which linears may be query, key and value, by their widths and by which of them each cache is written
+        with."""
         widths = [linear_columns(value) for value in self.region.linears]
         if widths == [sum(heads.widths)]:
             yield (0,)
@@ -192,16 +198,19 @@ class Reader:
         (numbers,) = self.evaluator.run([norm.x], given, sizes)
         return bool(np.any(numbers))
 
-    def _windowed(self, candidate: Attention) -> tuple[str, Attention | None]:
-        """The candidate with all keys seen, or with a window that some number in the region gives."""
+    def _fitted(self, candidate: Attention) -> tuple[str, Attention | None]:
+        """The candidate as it is, or with a scale or a window that some number in the region gives."""
         reason = self._difference(candidate)
         if reason is None:
             return "", candidate
-        for number in sorted(_numbers(self.region.nodes)):
-            for window in (number, number - 1, number + 1):
-                found = replace(candidate, window=window)
-                if self._difference(found) is None:
-                    return "", found
+        scales = [candidate.scale, *_scales(self.region.nodes)]
+        scaled = [replace(candidate, scale=scale) for scale in scales]
+        near = next((found for found in scaled if self._difference(found, self._sizes[:1]) is None), candidate)
+        windows = [number + i for number in sorted(_numbers(self.region.nodes)) for i in (0, -1, 1)]
+        for window in (0, *windows):
+            found = replace(near, window=window)
+            if self._difference(found) is None:
+                return "", found
         return reason, None
 
     def _tried_sizes(self) -> Iterator[Sizes]:
@@ -215,8 +224,9 @@ class Reader:
         found = [self.interface.possible(sizes) for sizes in wanted]
         yield from dict.fromkeys(sizes for sizes in found if sizes is not None)
 
-    def _difference(self, found: Attention) -> str | None:
-        for sizes in self._sizes:
+    def _difference(self, found: Attention, tried: Sequence[Sizes] = ()) -> str | None:
+        """What differs first, and where; None if nothing does."""
+        for sizes in tried or self._sizes:
             given, rows = self._given(found, sizes)
             wanted = [_compute(found, self.region, each, sizes) for each in rows]
             targets = {"y": self.region.target, **self.region.presents}
@@ -310,8 +320,23 @@ def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
     return {number for number in map(abs, found) if 8 < number <= LONGEST}
 
 
+def _scales(nodes: Iterable[ir.Node]) -> list[float]:
+    """What a region may multiply scores with: its numbers, or their squares where query and key are multiplied each."""
+    found: dict[float, None] = {}
+    for node in nodes:
+        numbers = [attr.as_float() for attr in node.attributes.values() if attr.type == ir.AttributeType.FLOAT]
+        for value in node.inputs:
+            tensor = None if value is None or not value.is_initializer() else value.const_value
+            if tensor is not None and tensor.size == 1 and tensor.dtype in TOLERANCES:
+                numbers.append(float(read_tensor(tensor).reshape(-1)[0]))
+        for number in numbers:
+            if 1e-6 < number < 1e6:
+                found |= dict.fromkeys((number, number * number, 1 / number, 1 / (number * number)))
+    return list(found)
+
+
 def _random(seed: int, shape: tuple[int, ...]) -> Array:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-__all__ = ["Attention", "Heads", "Reader", "Refused", "Region", "operands"]
+__all__ = ["Attention", "Different", "Heads", "Reader", "Refused", "Region", "operands"]

@@ -6,16 +6,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 
 import onnx_ir as ir
 
-from hjgc.compiler.attention_reading import Attention, Reader, Refused, Region, operands
+from hjgc.compiler.attention_reading import Attention, Different, Reader, Refused, Region, operands
 from hjgc.compiler.evaluate import SHAPES, Evaluator, Unknown, cone, linear_columns
 from hjgc.compiler.interface import Array, Interface, Role
 from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, VALUE_KEY, Journal, is_op, node_name, source_nodes
+from hjgc.compiler.tables import read_tensor
 
-ATTENTION = "attention"
-"""How the journal names the finder."""
+ATTENTION, PARTS = "attention", "attention_parts"
+"""How the journal names what computes something else, and what lacks a part."""
 CORES = ("Softmax", "Attention", "GroupQueryAttention", "MultiHeadAttention")
 FEW_BYTES = 4096
 
@@ -39,7 +41,8 @@ class AttentionFinder:
             try:
                 self._replace(region, self._read(region))
             except (Refused, Unknown) as why:
-                self.journal.add(ATTENTION, node_name(_producer(region.target)), str(why))
+                rule = ATTENTION if isinstance(why, Different) else PARTS
+                self.journal.add(rule, node_name(_producer(region.target)), str(why))
 
     def _regions(self) -> Iterator[Region]:
         products = [node.outputs[0] for node in self.model.graph if is_op(node, "Linear")]
@@ -53,8 +56,10 @@ class AttentionFinder:
             presents = [value for value, inner in written.items() if (operands(inner) | {value}) & set(linears)]
             nodes = list(dict.fromkeys([*nodes, *(node for value in presents for node in written[value])]))
             taken = operands(nodes, shapes=False)
-            caches = {slot.role: value for value, slot in self.interface.caches.items() if value in taken}
-            given_out = {self.interface.presents[value].role: value for value in presents}
+            caches: dict[Role, ir.Value] = {
+                slot.role: value for value, slot in self.interface.caches.items() if value in taken
+            }
+            given_out: dict[Role, ir.Value] = {self.interface.presents[value].role: value for value in presents}
             yield Region(target, linears, caches, given_out, tuple(nodes))
 
     def _read(self, region: Region) -> Attention:
@@ -121,15 +126,31 @@ class AttentionFinder:
         """Cosines and sines of all positions for these frequencies, made once."""
         key = numbers.tobytes()
         if key not in self._angles:
-            name = f"inverse_frequencies.{len(self._angles)}" if self._angles else "inverse_frequencies"
-            constant = ir.Value(name=name, const_value=ir.tensor(numbers, name=name))
-            constant.shape, constant.dtype = ir.Shape(numbers.shape), ir.DataType.FLOAT
-            self.model.graph.register_initializer(constant)
+            constant = self._constant(numbers)
             angles = ir.Node(DOMAIN, "RotaryAngles", [self.interface.ids, constant], num_outputs=1)
             cos, sin = (ir.Node("", kind, angles.outputs, num_outputs=1) for kind in ("Cos", "Sin"))
-            self.model.graph.insert_before(self.model.graph[0], [angles, cos, sin])
+            embedding = next((node for node in self.model.graph if is_op(node, "Embedding")), None)
+            if embedding is None:
+                raise Refused("no token is looked up in a table before it")
+            self.model.graph.insert_after(embedding, [angles, cos, sin])
             self._angles[key] = cos.outputs[0], sin.outputs[0]
         return self._angles[key]
+
+    def _constant(self, numbers: Array) -> ir.Value:
+        """The initializer with these numbers; a new one if there is none."""
+        graph = self.model.graph
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.shape != numbers.shape:
+                continue
+            if read_tensor(tensor).tobytes() == numbers.tobytes():
+                return value
+        names = chain(("inverse_frequencies",), (f"inverse_frequencies.{i}" for i in count(2)))
+        name = next(name for name in names if name not in graph.initializers)
+        made = ir.Value(name=name, const_value=ir.tensor(numbers, name=name))
+        made.shape, made.dtype = ir.Shape(numbers.shape), ir.DataType.FLOAT
+        graph.register_initializer(made)
+        return made
 
 
 def _producer(value: ir.Value | None) -> ir.Node:
@@ -145,7 +166,8 @@ def _fingerprint(region: Region) -> str:
     lines, norms = list[str](), {norm.weight for norm in region.norms()}
     for i, node in enumerate(region.nodes):
         attributes = [f"{name}={attr.value}" for name, attr in sorted(node.attributes.items())]
-        lines.append(f"{node.domain}.{node.op_type}{[_place(value, node, places, norms) for value in node.inputs]}{attributes}")
+        taken = [_place(value, node, places, norms) for value in node.inputs]
+        lines.append(f"{node.domain}.{node.op_type}{taken}{attributes}")
         places |= {value: f"{i}.{j}" for j, value in enumerate(node.outputs)}
     ends: dict[Role | str, ir.Value] = {"target": region.target, **region.presents}
     lines += [f"{name} {places.get(value)}" for name, value in ends.items()]

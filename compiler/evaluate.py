@@ -82,7 +82,7 @@ class Evaluator:
         if node not in self._ops:
             version = self.model.graph.opset_imports.get("", 20)
             self._ops[node] = ReferenceEvaluator(ir.to_proto(node), opsets={"": version})
-        feeds = {value.name: array for value, array in zip(node.inputs, arrays, strict=True) if value is not None}
+        feeds = {str(value.name): array for value, array in zip(node.inputs, arrays, strict=True) if value is not None}
         return self._ops[node].run(None, feeds)
 
     def _value(self, value: ir.Value, values: Mapping[ir.Value, Array]) -> Array:

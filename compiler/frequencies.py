@@ -55,7 +55,8 @@ def _of_angles(
 
 
 def _of_tables(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
-    """The angles of two tables [positions, size / 2 or size] whose rows are cosines and sines of multiples of one row."""
+    """The angles of two tables [positions, size / 2 or size] whose rows are cosines and sines of multiples of one
+    row."""
     tables = {value: None for node in nodes for value in node.inputs if value is not None and _may_be_table(value)}
     arrays = [evaluator.run([value], {}, Sizes(0, 1))[0] for value in tables]
     kinds = [value.const_value.dtype for value in tables if value.const_value is not None]
@@ -71,7 +72,7 @@ def _may_be_table(value: ir.Value) -> bool:
     tensor = value.const_value
     if tensor is None or not value.is_initializer() or len(tensor.shape) != 2:
         return False
-    return tensor.dtype in ROUNDING and int(tensor.shape[0]) > 2
+    return tensor.dtype in ROUNDING and int(tensor.shape.numpy()[0]) > 2
 
 
 def _fit(cos: Array, sin: Array, rounding: float) -> Array | None:
@@ -89,6 +90,7 @@ def _fit(cos: Array, sin: Array, rounding: float) -> Array | None:
     angles = some[:, None].astype(np.float32) * numbers
     largest = float(some[-1]) * float(np.abs(numbers).max()) * 2.0**-22
     near = all(
-        np.allclose(table[some], of(angles), rtol=0, atol=rounding + largest) for table, of in ((cos, np.cos), (sin, np.sin))
+        np.allclose(table[some], of(angles), rtol=0, atol=rounding + largest)
+        for table, of in ((cos, np.cos), (sin, np.sin))
     )
     return numbers if near else None

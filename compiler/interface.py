@@ -98,7 +98,8 @@ def read_interface(model: ir.Model, path: Path) -> Interface:
 
 
 def cache_slot(value: ir.Value) -> Slot | None:
-    """Layer and role from a name such as `past_key_values.3.key`, `present_value_3`, `output.past_key_values.layers.3.keys`."""
+    """Layer and role from a name such as `past_key_values.3.key`, `present_value_3`,
+    `output.past_key_values.layers.3.keys`."""
     name = (value.name or "").lower()
     if not re.search(r"past|present|cache", name) or value.dtype not in FLOATS:
         return None
@@ -142,7 +143,7 @@ def _given(value: ir.Value, sizes: Sizes) -> Array | None:
         return np.ones((1,) * (rank or 0), np.bool_)
     if "mask" in name:
         return _mask(value, rank, sizes)
-    scalars = {name: sizes.past for name in PAST_LENGTHS} | {name: sizes.total for name in TOTAL_LENGTHS}
+    scalars = dict.fromkeys(PAST_LENGTHS, sizes.past) | dict.fromkeys(TOTAL_LENGTHS, sizes.total)
     count = next((number for ending, number in scalars.items() if name.endswith(ending)), None)
     if count is not None and value.dtype in INTEGERS:
         return np.full((1,) * (rank or 0), count, value.dtype.numpy())

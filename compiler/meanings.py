@@ -4,7 +4,6 @@ sequence without padding, in numpy."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +34,7 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
 
 
 def attend(query: Array, key: Array, value: Array, scale: float, window: int = 0) -> Array:
-    """Causal attention. query: [H, S, D], key and value: [G, T, D] with G dividing H, the last S of them new: [H, S, D].
+    """Causal attention. query: [H, S, D], key and value: [G, T, D] with G dividing H, the last S of T new: [H, S, D].
     A query sees the last `window` keys, itself among them; 0: all."""
     group, (new, total) = query.shape[0] // key.shape[0], (query.shape[1], key.shape[1])
     key, value = np.repeat(key, group, axis=0), np.repeat(value, group, axis=0)
@@ -99,7 +98,7 @@ def _group_query_attention(node: ir.Node, operands: Operands) -> list[Array]:
     """com.microsoft's, the whole cache given and given back: [1, S, H * D], [1, G, T, D] twice."""
     names = ("query", "key", "value", "past_key", "past_value", "last", "total", "cos", "sin", "positions", "bias",
              "sink", "key_scale", "value_scale", "query_norm", "key_norm")  # fmt: skip
-    given = dict(zip(names, operands, strict=False))
+    given: dict[str, Array | None] = dict(zip(names, operands, strict=False))
     if any(given.get(name) is not None for name in ("bias", "sink", "key_scale", "value_scale")):
         raise ValueError("a bias, a sink or a quantised cache")
     heads, kv_heads = node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
@@ -122,10 +121,10 @@ def _group_query_attention(node: ir.Node, operands: Operands) -> list[Array]:
 
 
 def _multi_head_attention(node: ir.Node, operands: Operands) -> list[Array | None]:
-    """com.microsoft's: query [1, S, H * D], key and value [1, T, H * D] or [1, H, T, D], a bias [1, 1 or H, S, T] added to
-    the scores."""
+    """com.microsoft's: query [1, S, H * D], key and value [1, T, H * D] or [1, H, T, D], a bias [1, 1 or H, S, T] added
+    to the scores."""
     names = ("query", "key", "value", "bias", "padding", "scores", "past_key", "past_value")
-    given = dict(zip(names, operands, strict=False))
+    given: dict[str, Array | None] = dict(zip(names, operands, strict=False))
     if any(given.get(name) is not None for name in ("bias", "padding")) or node.attributes.get_int("unidirectional", 0):
         raise ValueError("a bias, a padding mask or unidirectional")
     heads = node.attributes.get_int("num_heads", 0)

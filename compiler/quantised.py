@@ -1,5 +1,5 @@
-"""Which weights are kept in 4 or 8 bits? Products with them become plain ones, of weights that are dequantised when they
-are loaded."""
+"""Which weights are kept in 4 or 8 bits? Products with them become plain ones, of weights that are dequantised when
+they are loaded."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Lifter:
         values, scales, zeros = self._parts(node, 0, 2, 3)
         if node.attributes.get_int("gather_axis", 0) or node.attributes.get_int("quantize_axis", 1) % 2 != 1:
             raise LookupError("it looks up along another axis than the first")
-        blocks = static(scales)
+        blocks = _shape(scales)
         if values.dtype != ir.DataType.UINT8 or len(blocks) != 2 or bits not in (4, 8):
             raise LookupError("its table is not one of packed bytes")
         end, columns = _cut(node, blocks[1] * size)
@@ -83,7 +83,7 @@ class _Lifter:
     def matrix(self, node: ir.Node) -> None:
         """DequantizeLinear of a weight [K, N] in blocks along the first axis, or the second."""
         values, scales, zeros = self._parts(node, 0, 1, 2)
-        shape, kind, axis = static(values), values.dtype, node.attributes.get_int("axis", 1) % 2
+        shape, kind, axis = _shape(values), values.dtype, node.attributes.get_int("axis", 1) % 2
         size = node.attributes.get_int("block_size", 0)
         if kind is None or kind not in {**SIGNED, **UNSIGNED} or len(shape) != 2 or size < 1:
             raise LookupError("its weight is not a matrix of 4 or 8 bits in blocks")
@@ -96,7 +96,11 @@ class _Lifter:
     def _parts(self, node: ir.Node, *places: int) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """Numbers, scales, zero points: initializers all, if need be behind a change of shape."""
         found = [_initializer(node.inputs[i]) if i < len(node.inputs) else None for i in places]
-        missing = [i for i in places if i < len(node.inputs) and node.inputs[i] is not None and _initializer(node.inputs[i]) is None]
+        missing = [
+            i
+            for i in places
+            if i < len(node.inputs) and node.inputs[i] is not None and _initializer(node.inputs[i]) is None
+        ]
         values, scales, zeros = found
         if missing or values is None or scales is None:
             raise LookupError("its numbers, scales or zero points are computed")
@@ -113,8 +117,11 @@ class _Lifter:
             inputs = [found.values, found.scales, found.zeros]
             made = ir.Node(DOMAIN, "Dequantise", inputs, attributes, num_outputs=1, name=f"{node_name(node)}/weight")
             value = made.outputs[0]
-            value.name, value.shape, value.dtype = f"{found.values.name}", ir.Shape(found.shape), ir.DataType.FLOAT
-            value.name = f"{found.values.name}.dequantised"
+            value.name, value.shape, value.dtype = (
+                f"{found.values.name}.dequantised",
+                ir.Shape(found.shape),
+                ir.DataType.FLOAT,
+            )
             made.metadata_props[NODES_KEY] = "\n".join(source_nodes(node))
             self.graph.insert_before(self.graph[0], [made])
             self._made[found] = value
@@ -138,14 +145,20 @@ def _cut(node: ir.Node, columns: int) -> tuple[ir.Node, int]:
         return node, columns
     (cut,) = users
     numbers = [constant_ints(value) for value in cut.inputs[1:]]
-    if cut.op_type == "Slice" and len(numbers) >= 3 and numbers[0] == (0,) and numbers[2] in ((-1,), (2,)) and numbers[1]:
+    if (
+        cut.op_type == "Slice"
+        and len(numbers) >= 3
+        and numbers[0] == (0,)
+        and numbers[2] in ((-1,), (2,))
+        and numbers[1]
+    ):
         return cut, min(columns, numbers[1][0])
     return node, columns
 
 
-def static(value: ir.Value) -> tuple[int, ...]:
+def _shape(value: ir.Value) -> tuple[int, ...]:
     tensor = value.const_value
-    return () if tensor is None else tuple(int(axis) for axis in tensor.shape)
+    return () if tensor is None else tuple(int(axis) for axis in tensor.shape.numpy())
 
 
 def _initializer(value: ir.Value | None) -> ir.Value | None:

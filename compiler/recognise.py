@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hjgc.compiler.attention_regions import ATTENTION, AttentionFinder
+from hjgc.compiler.attention_regions import ATTENTION, PARTS, AttentionFinder
 from hjgc.compiler.interface import read_interface
 from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift
@@ -43,18 +43,14 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     journal = Journal()
     interface = read_interface(model, path)
     _check_host_functions(model, path)
-    drop_weight_casts(model)
-    drop_casts_around_host_functions(model)
     lift_quantised(model, journal)
     simplify(model, interface, journal)
-    keep_cache_in_place(model)
     apply_rules(model, lift.RULES, journal)
-    apply_rules(model, fuse.ATTENTION_RULES, journal)
     AttentionFinder(model, interface, journal).replace_all()
-    _check_outputs(model, journal, path)
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
     _refuse_leftovers(model, journal, path)
+    _check_outputs(model, path)
     _check_head(model, path)
     return Recognised(model, _standing(journal, model))
 
@@ -65,24 +61,8 @@ def _standing(journal: Journal, model: ir.Model) -> tuple[Note, ...]:
     return tuple(note for note in journal.notes.values() if note.node in names)
 
 
-def _check_interface(model: ir.Model, path: Path) -> None:
-    inputs = {value.name for value in model.graph.inputs}
-    outputs = {value.name for value in model.graph.outputs}
-    for name, found in (("input_ids", inputs), ("position_ids", inputs), ("logits", outputs)):
-        if name not in found:
-            some = ", ".join(sorted(map(str, found))[:6]) or "none"
-            problem = f"expected a decoder with input_ids, position_ids and logits, found {some}"
-            raise CompileError(path, problem, field=name, next_step="export it with `hjgc export`")
-    if not any((name or "").startswith("past_key_values.") for name in inputs):
-        problem = "expected a key/value cache among the inputs, found none"
-        raise CompileError(path, problem, field="past_key_values", next_step="export it with `hjgc export`")
-
-
-def _check_outputs(model: ir.Model, journal: Journal, path: Path) -> None:
-    """The logits alone are left, unless attention that is not ours gives more, which has a better reason. What else the
-    graph gives has no place in a plan."""
-    if any(note.rule == ATTENTION for note in journal.notes.values()):
-        return
+def _check_outputs(model: ir.Model, path: Path) -> None:
+    """The logits alone are left. What else the graph gives has no place in a plan."""
     for value in model.graph.outputs:
         if value.name != "logits":
             problem = (
@@ -128,60 +108,13 @@ def _check_head(model: ir.Model, path: Path) -> None:
         )
 
 
-def drop_weight_casts(model: ir.Model) -> None:
-    """A cast of a weight to another float says nothing: weights are converted when they are packed."""
-    for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
-        if source is None or node.attributes.get_int("to", 0) not in FLOATS:
-            continue
-        if source.dtype in FLOATS and _is_weight_or_its_transpose(source):
-            ir.convenience.replace_all_uses_with(node.outputs[0], source)
-            model.graph.remove(node, safe=True)
-
-
-def _is_weight_or_its_transpose(value: ir.Value) -> bool:
-    node = value.producer()
-    if node is None:
-        return value.is_initializer()
-    return node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].is_initializer()
-
-
-def drop_casts_around_host_functions(model: ir.Model) -> None:
-    """A function gets float32 and gives it, whatever the plan computes in: casts between floats say nothing there."""
-    for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
-        if source is None or node.attributes.get_int("to", 0) not in FLOATS or node.outputs[0].is_graph_output():
-            continue
-        users = [user for user, _ in node.outputs[0].uses()]
-        before = source.dtype in FLOATS and bool(users) and all(is_op(user, "HostFunction") for user in users)
-        if before or is_op(source.producer(), "HostFunction"):
-            ir.convenience.replace_all_uses_with(node.outputs[0], source)
-            model.graph.remove(node, safe=True)
-
-
-def keep_cache_in_place(model: ir.Model) -> None:
-    """`present = Concat(past, new)` is an append to a cache that stays where it is: no output of the graph."""
-    kept = [value for value in model.graph.outputs if not _appends_to_past(value)]
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(kept)
-
-
-def _appends_to_past(value: ir.Value) -> bool:
-    node = value.producer()
-    if node is None or node.op_type != "Concat" or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) != 2:
-        return False
-    past, name = node.inputs[0], value.name or ""
-    wanted = name.replace("present.", "past_key_values.", 1)
-    return name != wanted and past is not None and past.is_graph_input() and past.name == wanted
-
-
 def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
     leftovers = [node for node in model.graph if not _is_covered(node)]
     if not leftovers:
         return
     why = _reasons(journal)
-    refused = {note.node for note in journal.notes.values() if note.rule == ATTENTION}
-    node = min(leftovers, key=lambda node: -1 if node_name(node) in refused else _likelihood(node, why))
+    refused = {note.node: note.rule for note in journal.notes.values() if note.rule in (ATTENTION, PARTS)}
+    node = min(leftovers, key=lambda node: _likelihood(node, why, refused))
     near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else _near_host_function(model)
     raise CompileError(
         path,
@@ -208,14 +141,18 @@ def _reasons(journal: Journal) -> dict[str, list[str]]:
     return {node: list(reasons) for node, reasons in found.items()}
 
 
-def _likelihood(node: ir.Node, why: dict[str, list[str]]) -> int:
-    """How far the node is from the cause. 0: no rule knows the operator. 1: a rule said what stopped it. 2: it computes
-    with the model's numbers. 3: it computes with sizes."""
+def _likelihood(node: ir.Node, why: dict[str, list[str]], refused: dict[str, str]) -> int:
+    """How far the node is from the cause. 0: attention that computes something else. 1: no rule knows the operator.
+    2: a rule said what stopped it. 3: attention that lacks a part. 4: it computes with the model's numbers. 5: with
+    sizes."""
+    name = node_name(node)
+    if name in refused:
+        return 0 if refused[name] == ATTENTION else 3
     if node.domain not in ("", "ai.onnx", DOMAIN) or (node.domain != DOMAIN and node.op_type not in IN_PATTERNS):
-        return 0
-    if node_name(node) in why:
         return 1
-    return 2 if node.outputs[0].dtype in FLOATS else 3
+    if name in why:
+        return 2
+    return 4 if node.outputs[0].dtype in FLOATS else 5
 
 
 def _is_covered(node: ir.Node) -> bool:

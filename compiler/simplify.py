@@ -8,7 +8,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.evaluate import Evaluator, Unknown
 from hjgc.compiler.interface import Interface, Sizes
-from hjgc.compiler.rules.rule import DOMAIN, FLOATS, NODES_KEY, Journal, is_weight, node_name, source_nodes, static_shape
+from hjgc.compiler.rules.rule import (
+    DOMAIN,
+    FLOATS,
+    NODES_KEY,
+    Journal,
+    is_weight,
+    node_name,
+    source_nodes,
+    static_shape,
+)
 from hjgc.compiler.tables import read_tensor
 
 BOOLEAN = ("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor")
@@ -45,7 +54,9 @@ def note_dtypes(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             if value.dtype is None:
-                value.dtype = _dtype(node)
+                found = _dtype(node)
+                if found is not None:
+                    value.dtype = found
 
 
 def _dtype(node: ir.Node) -> ir.DataType | None:
@@ -155,7 +166,7 @@ def _lift_norm(model: ir.Model, mean: ir.Node, journal: Journal) -> None:
 def _norm_from(mean: ir.Node) -> tuple[ir.Value, ir.Value, float, list[ir.Node]]:
     """x, weight, epsilon and the nodes from the square to the last product. Raises LookupError."""
     square, x = _square(mean.inputs[0])
-    if not mean.attributes.get_int("keepdims", 1) or _axes(mean) != [-1] and _axes(mean) != [_rank(x) - 1]:
+    if not mean.attributes.get_int("keepdims", 1) or (_axes(mean) != [-1] and _axes(mean) != [_rank(x) - 1]):
         raise LookupError("its mean is not over the last axis, kept")
     add, epsilon = _with_constant(_only_user(mean), "Add")
     root = _only_user(add)
@@ -238,4 +249,3 @@ def _replace(model: ir.Model, nodes: list[ir.Node], made: ir.Node, result: ir.Va
     made.outputs[0].shape, made.outputs[0].type = result.shape, result.type
     model.graph.insert_after(nodes[-1], [made])
     result.replace_all_uses_with(made.outputs[0])
-

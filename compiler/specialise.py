@@ -210,7 +210,8 @@ class _Builder:
         self._step(node, self._layer_name("attention_inputs"), "attention_inputs", operands, query, attributes, caches)
 
     def _caches(self, kv_heads: int, size: int, window: int) -> dict[str, Tensor]:
-        """A ring where keys leave the window before the context ends: room for the window and for all rows of a call."""
+        """A ring where keys leave the window before the context ends: room for the window and for the rows of a
+        call."""
         full, ring = self.context + SPARE_ROWS, window + self.most_rows
         kind, rows = ("ring_cache", ring) if window and ring < full else ("full_cache", full)
         roles = {role: f"cache.{self.layer}.{role}" for role in ("key", "value")}

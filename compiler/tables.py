@@ -84,7 +84,8 @@ class Tables:
         """A Dequantise node: numbers, scales, zero points if there are any."""
         numbers, scales, zeros = (*node.inputs, None)[:3]
         assert numbers is not None and scales is not None
-        if scales.dtype not in DTYPES:
+        kind = None if scales.dtype is None else DTYPES.get(scales.dtype)
+        if kind is None:
             found = "none" if scales.dtype is None else scales.dtype.name.lower()
             raise CompileError(
                 self.path, f"expected scales of a floating-point type, found {found}", field=f"node {node.name}"
@@ -94,7 +95,7 @@ class Tables:
             bits=8 if node.attributes.get_int("bits", 4) == 8 else 4,
             size=node.attributes.get_int("size", 0),
             axis=1 if node.attributes.get_int("axis", 1) else 0,
-            scales=self._part(scales, DTYPES[scales.dtype]),
+            scales=self._part(scales, kind),
             zeros=None if zeros is None else self._part(zeros, "uint8"),
             signed=bool(node.attributes.get_int("signed", 0)),
         )

@@ -100,10 +100,10 @@ class Part(Record, frozen=True):
 
 
 class Blocks(Record, frozen=True):
-    """How a source is quantised: whole numbers of `bits` (4 or 8), low half of a byte first, each times the scale of its
-    block of `size` along `axis` after its zero point is taken off. Along axis 1 each row is filled up to whole blocks
-    and begins with a byte of its own, and so are its zero points. Without `zeros` the zero point is 0 where numbers
-    are `signed` (two's complement), else 2^(bits - 1)."""
+    """How a source is quantised: whole numbers of `bits` (4 or 8), low half of a byte first, each times the scale of
+    its block of `size` along `axis` after its zero point is taken off. Along axis 1 each row is filled up to whole
+    blocks and begins with a byte of its own, and so are its zero points. Without `zeros` the zero point is 0 where
+    numbers are `signed` (two's complement), else 2^(bits - 1)."""
 
     bits: Literal[4, 8]
     size: int

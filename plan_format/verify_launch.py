@@ -124,7 +124,7 @@ class LaunchVerifier:
         """Where positions go round in a cache, kernels must know, and what a call attends to must still be there when
         its own rows have been written."""
         most = self.keys["tokens"][1] if "tokens" in self.keys else 1
-        for i, operand in enumerate(launch.operands):
+        for operand in launch.operands:
             entry = self.tables[operand.space][operand.index] if operand.space == "state" else None
             if not isinstance(entry, State) or entry.kind != "ring_cache":
                 continue

@@ -152,7 +152,7 @@ def vocabulary_logits(
 
 def attention_inputs(
     heads: int, kv_heads: int, size: int, k: int, dtype: str, *, rows: int, block: int, start: int = 5,
-    bias: bool = False, norm: bool = False,
+    bias: bool = False, norm: bool = False, ring: bool = False,
 ) -> Case:  # fmt: skip
     draw, capacity = Draw(dtype, heads + size), 9
     n = (heads + 2 * kv_heads) * size
@@ -163,10 +163,11 @@ def attention_inputs(
     operands |= {"cos": angles.cos(), "sin": angles.sin(), "query": draw.empty(1, heads, size)}
     operands |= {name: draw(kv_heads, capacity, size) for name in ("key_cache", "value_cache")}
     axes = {"heads": heads, "kv_heads": kv_heads, "head_size": size, "capacity": capacity, "columns": k}
-    axes |= {"bias": bias, "head_norm": norm, "rows": rows, "block": block}
+    axes |= {"bias": bias, "head_norm": norm, "ring": ring, "rows": rows, "block": block}
     dtypes = {**_dtypes(dtype), "cache_dtype": dtype}
-    name = f"inputs {heads}/{kv_heads}x{size} of {k} {dtype} {rows}x{block}{' bias' * bias}{' norm' * norm}"
-    attributes = {"epsilon": 1e-5, "head_norm_epsilon": 1e-6}
+    flags = " bias" * bias + " norm" * norm + " ring" * ring
+    name = f"inputs {heads}/{kv_heads}x{size} of {k} {dtype} {rows}x{block}{flags}"
+    attributes = {"epsilon": 1e-5, "head_norm_epsilon": 1e-6, "ring": ring}
     return Case(
         name, "decode_attention_inputs", {**COMMON, **PRODUCT, **axes, **dtypes}, operands, fields(start), attributes
     )
@@ -174,19 +175,22 @@ def attention_inputs(
 
 def attention(
     heads: int, kv_heads: int, size: int, start: int, dtype: str, *, shares: int = 8, least: int = 64, block: int = 32,
-    capacity: int = 0,
+    capacity: int = 0, window: int = 0,
 ) -> Case:  # fmt: skip
     draw, capacity = Draw(dtype, heads + start), capacity or start + 3
     operands = {"query": draw(1, heads, size), "y": draw.empty(1, heads * size)}
     operands |= {name: draw(kv_heads, capacity, size) for name in ("key_cache", "value_cache")}
-    for name in ("key_cache", "value_cache"):
-        operands[name][:, start + 1 :] = float("nan")  # rows that nobody has written
+    seen = {p % capacity for p in range(max(0, start + 1 - window) if window else 0, start + 1)}
+    for name in ("key_cache", "value_cache"):  # rows that nobody has written, or that nobody may see
+        operands[name][:, [row for row in range(capacity) if row not in seen]] = float("nan")
     axes = {"heads": heads, "kv_heads": kv_heads, "head_size": size, "capacity": capacity, "shares": shares}
-    axes |= {"least": least, "block": block, "dtype": dtype, "cache_dtype": dtype}
+    axes |= {"window": window, "least": least, "block": block, "dtype": dtype, "cache_dtype": dtype}
     (_, numbers), (_, counters) = scratch("attention", axes).values()
     operands |= {"partials": draw.empty(*numbers, dtype=torch.float32), "counters": torch.zeros(counters).int()}
     name = f"attention {heads}/{kv_heads}x{size} at {start} {dtype} {shares} shares of {least} by {block}"
-    return Case(name, "decode_attention", {**COMMON, **axes}, operands, fields(start), {"scale": size**-0.5})
+    name += f", {window} of {capacity} rows" if window else ""
+    attributes = {"scale": size**-0.5, "window": window}
+    return Case(name, "decode_attention", {**COMMON, **axes}, operands, fields(start), attributes)
 
 
 def embedding(rows: int, columns: int, dtype: str, start: int = 4) -> Case:
@@ -261,6 +265,9 @@ def small_cases(dtype: str = "float16") -> list[Case]:
         attention(4, 2, 80, 63, dtype),
         attention(6, 2, 96, 64, dtype, shares=4, least=32),
         attention(4, 1, 128, 200, dtype, shares=4, block=16),
+        attention(4, 2, 64, 20, dtype, window=9),
+        attention(2, 2, 64, 300, dtype, window=90, capacity=120, shares=4, least=16),
+        attention_inputs(4, 2, 64, 72, dtype, rows=8, block=64, start=31, ring=True),
         *(sample(300, block=256, **sampling) for sampling in SAMPLING),
     ]  # fmt: skip
 

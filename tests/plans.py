@@ -264,7 +264,7 @@ class _PhaseBuilder:
         self.launch(
             f"{layer}.attention_inputs",
             "attention_inputs",
-            {"epsilon": EPSILON, "head_norm_epsilon": EPSILON},
+            {"epsilon": EPSILON, "head_norm_epsilon": EPSILON, "ring": False},
             x=x,
             norm_weight=weights["attention_norm"],
             weight=weights["qkv"],
@@ -277,7 +277,7 @@ class _PhaseBuilder:
         self.launch(
             f"{layer}.attention",
             "attention",
-            {"scale": HEAD_SIZE**-0.5},
+            {"scale": HEAD_SIZE**-0.5, "window": 0},
             query=query,
             parameters=parameters,
             y=attended,

@@ -24,7 +24,7 @@ Grid = tuple[int, int, int]
 Launch = Callable[[str, AxisValues, Grid, list[Any]], None]
 """Runs a template with these axes over a grid; the arguments in the template's order, None for those left out."""
 
-ATTRIBUTES = {"epsilon": 1e-5, "head_norm_epsilon": 1e-6, "scale": 0.125}
+ATTRIBUTES: Mapping[str, float] = {"epsilon": 1e-5, "head_norm_epsilon": 1e-6, "scale": 0.125}
 PRODUCT: AxisValues = {
     "dtype": "float16",
     "block_m": 16,
@@ -72,7 +72,7 @@ def product(name: str, template: str, rows: int, columns: int, **more: Any) -> C
 
 def inputs(name: str, heads: int, kv_heads: int, size: int, columns: int, **more: Any) -> Case:
     rows = (heads + 2 * kv_heads) * size
-    flags = {"norm": False, "bias": False, "head_norm": False}
+    flags = {"norm": False, "bias": False, "head_norm": False, "ring": False}
     layout = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
     return product(name, "prefill_attention_inputs", rows, columns, **(flags | layout | more))
 
@@ -88,7 +88,7 @@ def attention(name: str, heads: int, kv_heads: int, size: int, **more: Any) -> C
     lengths, start = tuple(more.pop("lengths")), more.pop("start", 0)
     tokens = more.pop("tokens", max(lengths))
     axes: AxisValues = {"dtype": "float16", "heads": heads, "kv_heads": kv_heads, "head_size": size}
-    axes |= {"block_m": 16, "block_n": 16, "stages": 2, "warps": 4, "pdl": False} | more
+    axes |= {"window": 0, "block_m": 16, "block_n": 16, "stages": 2, "warps": 4, "pdl": False} | more
     return Case(name, "prefill_attention", axes, lengths, tokens, start)
 
 
@@ -117,12 +117,15 @@ CASES = (
     inputs(
         "inputs with norms of odd heads", 2, 1, 24, 48, lengths=(6, 19), capacity=29, start=2, head_norm=True,
     ),
+    inputs("inputs in a ring", 2, 2, 64, 64, lengths=(1, 16, 20), tokens=32, capacity=24, start=61, ring=True),
     inputs("inputs in pieces", 2, 2, 64, 64, lengths=(70,), capacity=80, start=5, extra_m=32, extra_n=16, norm=True),
     attention("attention", 2, 2, 64, lengths=(1, 16, 17, 48), tokens=64, capacity=64),
     attention("attention after others", 2, 1, 64, lengths=(1, 15, 30), tokens=32, capacity=70, start=37),
     attention("attention of grouped heads", 4, 1, 16, lengths=(20,), capacity=24, block_n=32),
     attention("attention of 80 a head", 2, 2, 80, lengths=(9, 33), capacity=60, start=16),
     attention("attention of 96 a head", 2, 1, 96, lengths=(21,), capacity=50, start=1),
+    attention("attention in a window", 2, 1, 64, lengths=(1, 16, 40), capacity=70, start=5, window=7),
+    attention("attention in a ring", 4, 2, 64, lengths=(1, 17, 30), capacity=53, start=140, window=23, block_n=32),
     attention("attention in bf16", 2, 1, 128, lengths=(5, 17), capacity=40, start=20, dtype="bfloat16"),
 )  # fmt: skip
 
@@ -210,7 +213,7 @@ def reference(case: Case, op_name: str, tensors: Tensors, length: int) -> Tensor
         if role.axes[:1] == ("M",) and role.name in wide:
             wide[role.name] = wide[role.name][:length].clone()
     given: dict[str, Any] = {role.name: wide.get(role.name) for role in op.roles}
-    given |= {name: ATTRIBUTES[name] for name in op.attributes}
+    given |= {name: ATTRIBUTES.get(name, case.axes.get(name)) for name in op.attributes}
     if "parameters" in given:
         given["parameters"] = SimpleNamespace(start=case.start, length=length)
     op.reference(**given)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hjgc.compiler.interface import Sizes, Slot, dimension, read_interface, unknown_inputs
+from hjgc.compiler.interface import Sizes, dimension, read_interface, unknown_inputs
 from hjgc.plan_format.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ QUIET = 3  # errors only
 
 
 class Judge:
-    """An ONNX decoder on ONNX Runtime's CPU provider, fed with the cache that it gives; without a cache, with all tokens
-    each time. `values` are ONNX values that it also shows after each step. `cache` is heads and head size, for graphs
-    whose inputs leave them open. `threads` 0 leaves the number to ONNX Runtime.
+    """An ONNX decoder on ONNX Runtime's CPU provider, fed with the cache that it gives; without a cache, with all
+    tokens each time. `values` are ONNX values that it also shows after each step. `cache` is heads and head size,
+    for graphs whose inputs leave them open. `threads` 0 leaves the number to ONNX Runtime.
 
     Raises InputError for a model that is missing, that ONNX Runtime refuses, or with inputs that nobody knows."""
 

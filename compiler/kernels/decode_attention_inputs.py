@@ -14,8 +14,8 @@ from hjgc.compiler.kernels.products import PRODUCT_AXES, normalised_pair, produc
 def decode_attention_inputs(
     x, norm_weight, weight, bias, query_norm, key_norm, cos, sin, query, key_cache, value_cache, start, epsilon,
     head_norm_epsilon, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, CAPACITY: tl.constexpr,
-    RING: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, AHEAD: tl.constexpr,
-    PDL: tl.constexpr,
+    RING: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = (HALF + ROWS - 1) // ROWS
     head = tl.program_id(0) // PARTS

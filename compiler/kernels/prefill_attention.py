@@ -31,8 +31,8 @@ def attend_blocks(
     STAGES: tl.constexpr,
 ):
     """The running maximum `peak`, sum `total` and weighted values `y` after the keys `first` to `last`. Where there is
-    an `end`, only so many keys are in the cache, and a row at position p sees those up to p only, the last WINDOW of them
-    if that is not 0. Positions go round in RING rows, if that is not 0."""
+    an `end`, only so many keys are in the cache, and a row at position p sees those up to p only, the last WINDOW of
+    them if that is not 0. Positions go round in RING rows, if that is not 0."""
     sizes = tl.arange(0, BLOCK_D)
     lanes = tl.arange(0, BLOCK_N)
     for n in tl.range(first, last, BLOCK_N, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]

@@ -8,10 +8,8 @@ import onnx_ir as ir
 
 from hjgc.compiler.rules.rule import (
     DOMAIN,
-    FLOATS,
     Match,
     Rule,
-    constant_ints,
     is_weight,
     producer,
     scalar_float,
@@ -49,20 +47,6 @@ class LiftEmbeddingColumns(LiftEmbedding):
         return op.Gather(op.Transpose(table, perm=[1, 0]), ids, _outputs=["rows"])
 
 
-class DropCastAfterEmbedding(Rule):
-    """The arithmetic type is the plan's choice, so the cast after the table says nothing."""
-
-    def pattern(self, op: Any, table: Any, ids: Any) -> Any:
-        return op.Cast(op.Embedding(ids, table, _domain=DOMAIN, _outputs=["rows"]), _outputs=["y"])
-
-    def obstacle(self, m: Match) -> str | None:
-        to = producer(m["y"]).attributes.get_int("to", 0)
-        return None if to in FLOATS else "it casts the rows to what is no float"
-
-    def replace(self, op: Any, m: Match) -> Any:
-        return op.Embedding(m["ids"], m["table"], transposed=transposed(m["rows"]), _domain=DOMAIN)
-
-
 class LiftRmsNorm(Rule):
     def pattern(self, op: Any, x: Any, weight: Any) -> Any:
         return op.RMSNormalization(x, weight, _outputs=["y"])
@@ -88,7 +72,7 @@ class LiftLinear(Rule):
 
     def obstacle(self, m: Match) -> str | None:
         if not is_weight(m["weight"]):
-            return "its second operand is not a weight"
+            return "its second operand is not a weight" if is_computed(m["weight"]) else ""
         rank = len(static_shape(m["weight"]) or ())
         return None if rank == 2 else f"its second operand has {rank} axes, not 2"
 
@@ -121,6 +105,7 @@ class LiftBias(Rule):
     def replace(self, op: Any, m: Match) -> Any:
         return op.Linear(m["x"], m["weight"], m["bias"], transposed=transposed(m["product"]), _domain=DOMAIN)
 
+
 class LiftSilu(Rule):
     """x * sigmoid(x)."""
 
@@ -129,24 +114,6 @@ class LiftSilu(Rule):
 
     def replace(self, op: Any, m: Match) -> Any:
         return op.Silu(m["x"], _domain=DOMAIN)
-
-
-class LiftRotaryAngles(Rule):
-    """Positions times frequencies."""
-
-    def pattern(self, op: Any, positions: Any, axes: Any, frequencies: Any) -> Any:
-        return op.Mul(op.Cast(op.Unsqueeze(positions, axes)), frequencies)
-
-    def obstacle(self, m: Match) -> str | None:
-        if m["positions"].name != "position_ids" or not m["positions"].is_graph_input():
-            return "its positions are not the input position_ids"
-        if constant_ints(m["axes"]) not in ((2,), (-1,)):
-            return "the positions are not given a last axis"
-        is_vector = is_weight(m["frequencies"]) and len(static_shape(m["frequencies"]) or ()) == 1
-        return None if is_vector else "its frequencies are not a constant vector"
-
-    def replace(self, op: Any, m: Match) -> Any:
-        return op.RotaryAngles(m["positions"], m["frequencies"], _domain=DOMAIN)
 
 
 class LiftHostFunction(Rule):
@@ -173,44 +140,18 @@ class LiftHostFunction(Rule):
         return op.HostCall(x, name=producer(y).attributes["name"].as_string(), _domain=DOMAIN)
 
 
-class CausalMaskRule(Rule):
-    """key position <= query position, both counted from the start of the cache."""
-
-    def obstacle(self, m: Match) -> str | None:
-        if (constant_ints(m["zero"]), constant_ints(m["one"])) != ((0,), (1,)):
-            return "the positions do not count 0, 1, 2, ..."
-        if (constant_ints(m["key_axis"]), constant_ints(m["query_axis"])) != ((0,), (1,)):
-            return "keys are not the columns, queries not the rows"
-        if not is_past_length(m["past"]):
-            return "the first query position is not the length of the cache"
-        is_total = is_total_length(m["total"], m["past"])
-        return None if is_total else "the last key position is not cache length + new tokens"
-
-    def replace(self, op: Any, m: Match) -> Any:
-        return op.CausalMask(m["past"], _domain=DOMAIN)
-
-
-class LiftCausalMask(CausalMaskRule):
-    """Both ranges step by the same constant."""
-
-    def pattern(self, op: Any, zero: Any, total: Any, one: Any, past: Any, key_axis: Any, query_axis: Any) -> Any:
-        keys = op.Unsqueeze(op.Range(zero, total, one), key_axis)
-        queries = op.Unsqueeze(op.Range(past, total, one), query_axis)
-        return op.LessOrEqual(keys, queries)
-
-
-class LiftCausalMaskTwoOnes(CausalMaskRule):
-    """The same with two constants for the two steps of one."""
-
-    def pattern(
-        self, op: Any, zero: Any, total: Any, one: Any, step: Any, past: Any, key_axis: Any, query_axis: Any
-    ) -> Any:
-        keys = op.Unsqueeze(op.Range(zero, total, one), key_axis)
-        queries = op.Unsqueeze(op.Range(past, total, step), query_axis)
-        return op.LessOrEqual(keys, queries)
-
-    def obstacle(self, m: Match) -> str | None:
-        return super().obstacle(m) if constant_ints(m["step"]) == (1,) else "the queries do not count by one"
+def is_computed(value: ir.Value) -> bool:
+    """From constants alone: a product with it is one with a weight in disguise."""
+    pending, seen = [value], set[ir.Value]()
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if node is None and not value.is_initializer():
+            return False
+        seen.add(value)
+        operands = [] if node is None else [operand for operand in node.inputs if operand is not None]
+        pending += [operand for operand in operands if operand not in seen]
+    return True
 
 
 def may_be_equal(one: tuple[int | None, ...] | None, other: tuple[int | None, ...] | None) -> bool:
@@ -220,44 +161,13 @@ def may_be_equal(one: tuple[int | None, ...] | None, other: tuple[int | None, ..
     return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
 
 
-def dimension_of(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """(x, axis) if the value is the scalar length of that axis of x."""
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "Squeeze":
-        return None
-    shape = None if node.inputs[0] is None else node.inputs[0].producer()
-    if shape is None or shape.op_type != "Shape" or shape.inputs[0] is None:
-        return None
-    start = shape.attributes.get_int("start", 0)
-    end = shape.attributes.get_int("end", start + 1)
-    return (shape.inputs[0], start) if end == start + 1 else None
-
-
-def is_past_length(value: ir.Value | None) -> bool:
-    found = dimension_of(value)
-    return found is not None and found[1] == 2 and (found[0].name or "").startswith("past_key_values.")
-
-
-def is_total_length(value: ir.Value | None, past: ir.Value) -> bool:
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "Add" or past not in node.inputs:
-        return False
-    other = next((item for item in node.inputs if item is not past), None)
-    found = dimension_of(other)
-    return found is not None and found[1] == 1 and found[0].name == "input_ids"
-
-
 RULES: list[type[Rule]] = [
     LiftEmbedding,
     LiftEmbeddingColumns,
-    DropCastAfterEmbedding,
     LiftRmsNorm,
     LiftLinear,
     LiftLinearColumns,
     LiftBias,
     LiftSilu,
-    LiftRotaryAngles,
     LiftHostFunction,
-    LiftCausalMask,
-    LiftCausalMaskTwoOnes,
 ]

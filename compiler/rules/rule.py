@@ -38,7 +38,7 @@ class Rule(RewriteRuleClassBase):
         self._sources: tuple[str, ...] = ()
 
     def obstacle(self, m: Match) -> str | None:
-        """Why the rule must not fire here, or None."""
+        """Why the rule must not fire here, or None; "" where nobody would expect it to."""
         del m
         return None
 
@@ -50,8 +50,9 @@ class Rule(RewriteRuleClassBase):
         result = MatchResult()
         self._sources = tuple(dict.fromkeys(name for node in context.nodes for name in source_nodes(node)))
         why = self.obstacle(values)
-        if why is not None:
+        if why:
             self.journal.add(type(self).__name__, node_name(context.root), why)
+        if why is not None:
             result.fail(why)
         return result
 

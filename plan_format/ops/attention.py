@@ -63,7 +63,7 @@ def cached(cache: Any, first: int, end: int) -> Any:
 
 
 def relations(dims: Dims, attributes: Mapping[str, Any]) -> str | None:
-    if attributes["window"] < 0:
+    if attributes.get("window", 0) < 0:
         return f"expected a window of 0 (all) or more keys, found {attributes['window']}"
     if dims["A"] != dims["Q"] * dims["D"]:
         return f"expected output columns heads x head size, found {dims['A']}"

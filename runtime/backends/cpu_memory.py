@@ -12,8 +12,8 @@ import torch
 
 from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.fingerprint import check_weight_file
-from hjgc.runtime.backends.dequantise import dequantised
 from hjgc.plan_format.structs import Plan, Source, Weight
+from hjgc.runtime.backends.dequantise import dequantised
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

@@ -24,7 +24,9 @@ TILE: Axes = {
 }  # fmt: skip
 PARTS: Axes = TILE | {"rows": 200, "columns": 328, "splits": 2}
 GATED: Axes = TILE | {"rows": 1376, "columns": 256, "bias": False}
-HEADS: Axes = {"heads": 4, "kv_heads": 2, "head_size": 96, "capacity": 100, "bias": True, "head_norm": False}
+HEADS: Axes = {
+    "heads": 4, "kv_heads": 2, "head_size": 96, "capacity": 100, "ring": False, "bias": True, "head_norm": False,
+}  # fmt: skip
 INPUTS: Axes = TILE | {"rows": 768, "columns": 256} | HEADS
 CASES = {"hopper_linear_parts": PARTS, "hopper_gated_linear": GATED, "hopper_attention_inputs": INPUTS}
 

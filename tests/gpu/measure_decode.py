@@ -54,11 +54,12 @@ def fixed(pdl: bool = True) -> dict[str, tuple[str, Axes]]:
     """What every variant of a slot has in common."""
     caches = {"heads": HEADS, "kv_heads": KV_HEADS, "head_size": SIZE, "capacity": CAPACITY, "cache_dtype": "float16"}
     plain = {"bias": False, "pdl": pdl, **HALF}
+    inputs = {"columns": HIDDEN, "head_norm": False, "ring": False}
     return {
         "embedding": ("embedding", {"columns": HIDDEN, "pdl": pdl, **HALF}),
         "rotary": ("rotary_table", {"columns": SIZE // 2, "pdl": pdl}),
-        "inputs": ("decode_attention_inputs", {**caches, **plain, "columns": HIDDEN, "head_norm": False}),
-        "attention": ("decode_attention", {**caches, "dtype": "float16", "pdl": pdl}),
+        "inputs": ("decode_attention_inputs", {**caches, **plain, **inputs}),
+        "attention": ("decode_attention", {**caches, "window": 0, "dtype": "float16", "pdl": pdl}),
         "o": ("decode_linear", {**plain, "outputs": HIDDEN, "columns": HIDDEN, "residual": True}),
         "gate_up": ("decode_gated_linear", {**plain, "outputs": INNER, "columns": HIDDEN}),
         "down": ("decode_linear", {**plain, "outputs": HIDDEN, "columns": INNER, "residual": True}),

@@ -24,9 +24,9 @@ PLAIN: dict[str, bool | int | str] = {"norm": False, "bias": False}
 FIXED: dict[str, tuple[str, dict[str, bool | int | str]]] = {
     "attention_inputs": (
         "prefill_attention_inputs",
-        {"rows": 3 * HIDDEN, "columns": HIDDEN, "head_norm": False} | PLAIN | LAYOUT,
+        {"rows": 3 * HIDDEN, "columns": HIDDEN, "head_norm": False, "ring": False} | PLAIN | LAYOUT,
     ),
-    "attention": ("prefill_attention", LAYOUT),
+    "attention": ("prefill_attention", {"window": 0} | LAYOUT),
     "output": ("prefill_linear_parts", {"rows": HIDDEN, "columns": HIDDEN, "row_capacity": MOST_ROWS}),
     "gated_linear": ("prefill_gated_linear", {"rows": 2 * INNER, "columns": HIDDEN} | PLAIN),
     "down": ("prefill_linear_parts", {"rows": HIDDEN, "columns": INNER, "row_capacity": MOST_ROWS}),

@@ -35,7 +35,7 @@ def case(name: str, op: str, rows: int, columns: int, lengths: tuple[int, ...], 
 def inputs(
     name: str, heads: int, kv: int, size: int, columns: int, lengths: tuple[int, ...], n: int, **more: object
 ) -> Case:
-    layout = {"heads": heads, "kv_heads": kv, "head_size": size, "head_norm": False, "capacity": 600}
+    layout = {"heads": heads, "kv_heads": kv, "head_size": size, "head_norm": False, "ring": False, "capacity": 600}
     return case(name, "attention_inputs", (heads + 2 * kv) * size, columns, lengths, n, **(layout | more))
 
 
@@ -58,6 +58,7 @@ CASES = (
     inputs("7B inputs, 96 rows a tile", 32, 32, 128, 4096, (16, 112), 112, height=96, share="x", stages=7, start=9),
     inputs("inputs of 64 a head, 80 rows a tile", 32, 4, 64, 2048, (8,), 8, height=80, stages=12, bias=True),
     inputs("7B inputs", 32, 32, 128, 4096, LENGTHS, 128, slabs=3, share="weight", stages=3, start=70),
+    inputs("7B inputs in a ring", 32, 32, 128, 4096, (16, 128), 128, slabs=3, stages=3, start=1190, ring=True),
     inputs("7B inputs, shared x", 32, 32, 128, 4096, (129,), 136, share="x", bias=True),
     inputs("8B inputs with norms", 32, 8, 128, 4096, (5, 65), 72, head_norm=True, start=9, dtype="bfloat16"),
     inputs("inputs with norms of two slabs", 8, 2, 128, 1024, (130, 250), 128, head_norm=True, slabs=2, stages=3),

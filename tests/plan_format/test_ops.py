@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.ops.attention_inputs import append
 from hjgc.plan_format.ops.declaration import STATES, Op, bind_axes
 from hjgc.plan_format.sizes import Size
 
@@ -196,6 +197,7 @@ def test_attention_inputs(
         *caches,
         epsilon=EPSILON,
         head_norm_epsilon=0.5,
+        ring=False,
     )
     product = (rms_norm(x, norm, EPSILON) @ weight.T + bias * b).reshape(rows, -1, SIZE)
     q, k, v = product[:, :heads], product[:, heads : heads + kv_heads], product[:, heads + kv_heads :]
@@ -218,7 +220,7 @@ def test_attention(r: np.random.Generator, start: int, rows: int, heads: int, kv
     key[:, start + rows :] = value[:, start + rows :] = np.nan  # what lies past the end must not matter
     y, scale = torch.empty(rows, heads * SIZE), 0.3
     parameters = SimpleNamespace(start=start, length=rows)
-    all_ops()["attention"].reference(tensor(query), tensor(key), tensor(value), parameters, y, scale=scale)
+    all_ops()["attention"].reference(tensor(query), tensor(key), tensor(value), parameters, y, scale=scale, window=0)
     expected = np.empty((rows, heads, SIZE))
     for head in range(heads):
         group = head // (heads // kv_heads)
@@ -227,6 +229,33 @@ def test_attention(r: np.random.Generator, start: int, rows: int, heads: int, kv
             chances = softmax(scale * key[group, seen] @ query[row, head])
             expected[row, head] = chances @ value[group, seen]
     close(y, expected.reshape(rows, -1))
+
+
+@pytest.mark.parametrize("start", [0, 2, 9, 40])
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("capacity", [9, 64])
+def test_attention_in_a_window_over_a_cache_whose_rows_go_round(
+    r: np.random.Generator, start: int, rows: int, capacity: int
+) -> None:
+    query, window = some(r, rows, 2, SIZE), 4
+    key, value = (some(r, 1, start + rows, SIZE) for _ in range(2))
+    caches = [torch.full((1, capacity, SIZE), torch.nan) for _ in range(2)]
+    for cache, numbers in zip(caches, (key, value), strict=True):
+        append(cache, tensor(numbers[:, :start]), 0) if start < capacity else append_one_by_one(cache, numbers, start)
+        append(cache, tensor(numbers[:, start:]), start)
+    y, parameters = torch.empty(rows, 2 * SIZE), SimpleNamespace(start=start, length=rows)
+    all_ops()["attention"].reference(tensor(query), *caches, parameters, y, scale=0.3, window=window)
+    expected = np.empty((rows, 2, SIZE))
+    for head in range(2):
+        for row in range(rows):
+            seen = slice(max(0, start + row + 1 - window), start + row + 1)
+            expected[row, head] = softmax(0.3 * key[0, seen] @ query[row, head]) @ value[0, seen]
+    close(y, expected.reshape(rows, -1))
+
+
+def append_one_by_one(cache: torch.Tensor, numbers: NDArray[Any], end: int) -> None:
+    for position in range(end):
+        append(cache, tensor(numbers[:, position : position + 1]), position)
 
 
 @pytest.mark.parametrize("returns", [False, True])

@@ -253,7 +253,7 @@ SMALL: list[tuple[str, Change, str]] = [
     (
         "a cache that is none",
         put("phases.0.launches.3.operands.1.index", 4),
-        r"launches\[3\]\.operands\[1\]\.index: expected a state of kind full_cache, found 'history'",
+        r"launches\[3\]\.operands\[1\]\.index: expected a state of kind full_cache or ring_cache, found 'history'",
     ),
     (
         "a history that is none",
