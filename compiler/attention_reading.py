@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from hjgc.compiler.evaluate import SHAPES, Evaluator, cone, linear_columns
+from hjgc.compiler.evaluate import SHAPES, Evaluator, Uncomputable, cone, linear_columns
 from hjgc.compiler.frequencies import frequencies
 from hjgc.compiler.interface import Array, Interface, Role, Sizes, dimension
 from hjgc.compiler.meanings import attend, merge_heads, rms_norm, rotate, split_heads
@@ -22,6 +22,8 @@ TOLERANCES = {ir.DataType.FLOAT: 2e-4, ir.DataType.FLOAT16: 5e-3, ir.DataType.BF
 than a tenth of it, and a scale or a table of cosines in half precision is off by as much as it is rounded."""
 LONGEST = 1 << 17
 """Sizes at which a graph may change what it does are looked for up to here."""
+MUST = 2
+"""Sizes, the first ones, that a region must take."""
 ROLES: tuple[Role, Role] = ("key", "value")
 
 
@@ -92,6 +94,8 @@ class Attention:
     scale: float
     window: int = 0
     norms: tuple[int, ...] = ()
+    query: tuple[int, int] | None = None
+    """The region's node and its output that is the turned query [1, H, S, D], if one is."""
 
 
 @dataclass
@@ -110,6 +114,7 @@ class Reader:
         if first is None:
             raise Refused("its cache has room for no token")
         heads = self._heads(first)
+        self.evaluator.cache = heads.cache, heads.size
         self._sizes = list(self._tried_sizes())
         self._tolerance = _tolerance(self.region)
         refusal = Refused("its products are not those of query, key and value")
@@ -121,7 +126,7 @@ class Reader:
             for numbers in frequencies(self.evaluator, self.region.nodes, heads.size, given, first):
                 reason, found = self._fitted(replace(plain, frequencies=numbers))
                 if found is not None:
-                    return found
+                    return replace(found, query=self._query_at(found))
                 refusal = Different(reason)
         raise refusal
 
@@ -218,7 +223,7 @@ class Reader:
         them."""
         cached, wanted = bool(self.region.caches), [Sizes(0, 5), Sizes(0, 1)]
         if cached:
-            wanted += [Sizes(3, 4), Sizes(2, 1), Sizes(1, 6)]
+            wanted = [Sizes(0, 5), Sizes(2, 1), Sizes(3, 4), Sizes(0, 1), Sizes(1, 6)]
         for number in sorted(_numbers(self.region.nodes)):
             wanted += [Sizes(number - 2, 5), Sizes(number + 1, 1)] if cached else [Sizes(0, number + 2)]
         found = [self.interface.possible(sizes) for sizes in wanted]
@@ -230,12 +235,30 @@ class Reader:
             given, rows = self._given(found, sizes)
             wanted = [_compute(found, self.region, each, sizes) for each in rows]
             targets = {"y": self.region.target, **self.region.presents}
-            numbers = self.evaluator.run(targets.values(), given, sizes)
+            try:
+                numbers = self.evaluator.run(targets.values(), given, sizes)
+            except Uncomputable:  # some files take a prompt or one token, and nothing between, up to a length
+                if sizes in self._sizes[:MUST]:
+                    raise
+                continue
             for name, got in zip(targets, numbers, strict=True):
                 if not _same(np.stack([each[name] for each in wanted]), got, sizes, self._tolerance):
                     what = "what it gives is not that" if name == "y" else f"the {name}s that it caches are not those"
-                    where = f"{sizes.new} new tokens after {sizes.past}"
-                    return f"{what} of causal attention with rotated heads, seen at {where}"
+                    where = f"{sizes.past} tokens cached and {sizes.new} new"
+                    return f"{what} of causal attention with rotated heads, seen with {where}"
+        return None
+
+    def _query_at(self, found: Attention) -> tuple[int, int] | None:
+        """Where the query lies as our launches keep it: for those who compare the two."""
+        sizes = self._sizes[0]
+        given, rows = self._given(found, sizes)
+        wanted = np.stack([_compute(found, self.region, each, sizes)["query"] for each in rows])
+        targets = [value for node in self.region.nodes for value in node.outputs if value.uses()]
+        numbers = dict(zip(targets, self.evaluator.run(targets, given, sizes), strict=True))
+        for i, node in enumerate(self.region.nodes):
+            for j, value in enumerate(node.outputs):
+                if value in numbers and _same(wanted, numbers[value], sizes, self._tolerance):
+                    return i, j
         return None
 
     def _given(
@@ -283,7 +306,7 @@ def _compute(found: Attention, region: Region, rows: Mapping[str, Array], sizes:
     query, key = (rotate(x, np.cos(angles), np.sin(angles)) for x in (query, key))
     keys, values = (np.concatenate((rows[f"past_{role}"], x), axis=1) for role, x in (("key", key), ("value", value)))
     y = attend(query, keys, values, found.scale, found.window)
-    return {"y": merge_heads(y)[0], "key": keys, "value": values}
+    return {"y": merge_heads(y)[0], "query": query, "key": keys, "value": values}
 
 
 def _normed(x: Array, norm: HeadNorm) -> Array:
@@ -313,7 +336,7 @@ def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
         for value in node.inputs:
             tensor = None if value is None or not value.is_initializer() else value.const_value
             if tensor is not None and tensor.size <= 16 and not isinstance(tensor, ir.ExternalTensor):
-                found |= {int(x) for x in tensor.numpy().reshape(-1) if np.isfinite(x) and x == int(x)}
+                found |= {int(x) for x in tensor.numpy().reshape(-1)} if tensor.dtype.is_integer() else set()
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.INT:
                 found.add(attribute.as_int())

@@ -35,20 +35,26 @@ class AttentionFinder:
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.model, self.interface)
 
-    def replace_all(self) -> None:
-        """Every region that does what our launches do; of the others the journal says why not."""
+    def replace_all(self) -> set[ir.Node]:
+        """Every region that does what our launches do. Of the others the journal says why not; their nodes are given
+        back."""
+        left: set[ir.Node] = set()
         for region in list(self._regions()):
             try:
                 self._replace(region, self._read(region))
             except (Refused, Unknown) as why:
                 rule = ATTENTION if isinstance(why, Different) else PARTS
                 self.journal.add(rule, node_name(_producer(region.target)), str(why))
+                left.update(region.nodes)
+        return left
 
     def _regions(self) -> Iterator[Region]:
         products = [node.outputs[0] for node in self.model.graph if is_op(node, "Linear")]
-        written = {value: cone([value], set(products)) for value in self.interface.presents}
-        for target in dict.fromkeys(_producer(product).inputs[0] for product in products):
-            nodes = [] if target is None else cone([target], set(products))
+        ends = [node for node in self.model.graph if node.op_type in ("Linear", "HostCall") and node.domain == DOMAIN]
+        stops = {node.outputs[0] for node in ends}
+        written = {value: cone([value], stops) for value in self.interface.presents}
+        for target in dict.fromkeys(node.inputs[0] for node in ends):
+            nodes = [] if target is None else cone([target], stops)
             if target is None or not any(node.op_type in CORES and node.domain != DOMAIN for node in nodes):
                 continue
             taken = operands(nodes)
@@ -111,7 +117,8 @@ class AttentionFinder:
         attention = ir.Node(DOMAIN, "Attention", made.outputs, [scale, window], num_outputs=1)
         names = dict.fromkeys(name for node in sources for name in source_nodes(node))
         made.metadata_props[NODES_KEY] = attention.metadata_props[NODES_KEY] = "\n".join(names)
-        values = (region.linears[found.order[0]], region.presents.get("key"), region.presents.get("value"))
+        query = None if found.query is None else region.nodes[found.query[0]].outputs[found.query[1]]
+        values = (query, region.presents.get("key"), region.presents.get("value"))
         for mine, theirs in zip(made.outputs, values, strict=True):
             mine.metadata_props[VALUE_KEY] = "" if theirs is None else theirs.name or ""
         result, target = attention.outputs[0], region.target

@@ -26,12 +26,18 @@ class Unknown(Exception):
     """The numbers depend on what is not given; the text says on what."""
 
 
+class Uncomputable(Unknown):
+    """An operator refuses these sizes."""
+
+
 @dataclass
 class Evaluator:
     """Runs cones of one graph. Operators are made once and run at any sizes."""
 
     model: ir.Model
     interface: Interface
+    cache: tuple[int, int] | None = None
+    """Heads and head size of caches whose inputs leave them open."""
     _ops: dict[ir.Node, ReferenceEvaluator] = field(default_factory=dict[ir.Node, ReferenceEvaluator])
     _initializers: dict[ir.Value, Array] = field(default_factory=dict[ir.Value, Array])
 
@@ -54,7 +60,7 @@ class Evaluator:
             raise
         except Exception as error:  # the references raise whatever numpy does
             words = " ".join(str(error).split())[:120]
-            raise Unknown(f"{node.op_type} cannot be computed ({words or type(error).__name__})") from error
+            raise Uncomputable(f"{node.op_type} cannot be computed ({words or type(error).__name__})") from error
         for value, array in zip(node.outputs, made, strict=False):
             if array is not None:
                 values[value] = widened(array)
@@ -128,7 +134,8 @@ class Evaluator:
 
     def _cache_shape(self, value: ir.Value, sizes: Sizes) -> tuple[int, ...]:
         assert value.shape is not None
-        heads, size = dimension(value.shape[1]), dimension(value.shape[3])
+        known = self.cache or (None, None)
+        heads, size = dimension(value.shape[1]) or known[0], dimension(value.shape[3]) or known[1]
         if heads is None or size is None:
             raise Unknown(f"{value.name} does not say how many heads of which size it has")
         return (sizes.batch, heads, self.interface.rows(value, sizes), size)

@@ -9,10 +9,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.attention_regions import ATTENTION, PARTS, AttentionFinder
+from hjgc.compiler.evaluate import SHAPES
 from hjgc.compiler.interface import read_interface
 from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift
-from hjgc.compiler.rules.rule import DOMAIN, FLOATS, Journal, apply_rules, is_op, node_name, source_nodes
+from hjgc.compiler.rules.rule import DOMAIN, Journal, apply_rules, is_op, node_name, source_nodes
 from hjgc.compiler.simplify import simplify
 from hjgc.plan_format.checker import brief
 from hjgc.plan_format.errors import CompileError
@@ -21,13 +22,8 @@ from hjgc.plan_format.structs import Note
 
 LAUNCHABLE = ("Embedding", "RotaryAngles", "AttentionInputs", "Attention", "Linear", "GatedLinear", "RmsNorm",
               "VocabularyLogits", "HostCall", "Dequantise")  # fmt: skip
-# fmt: off
-IN_PATTERNS = frozenset((
-    "Add", "Attention", "Cast", "Concat", "Cos", "Gather", "LessOrEqual", "MatMul", "Mul", "Range", "RMSNormalization",
-    "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Sin", "Squeeze", "Transpose", "Unsqueeze",
-))
-# fmt: on
-"""The ONNX operators that a rule may match or that the sizes are computed with: any other stands in the way itself."""
+IN_PATTERNS = frozenset(("Add", "Cos", "Gather", "MatMul", "Mul", "RMSNormalization", "Sigmoid", "Sin", "Transpose"))
+"""The ONNX operators that a rule may match: any other that computes with numbers stands in the way itself."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,10 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     lift_quantised(model, journal)
     simplify(model, interface, journal)
     apply_rules(model, lift.RULES, journal)
-    AttentionFinder(model, interface, journal).replace_all()
+    attention = AttentionFinder(model, interface, journal).replace_all()
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
-    _refuse_leftovers(model, journal, path)
+    _refuse_leftovers(model, journal, attention, interface.ids, path)
     _check_outputs(model, path)
     _check_head(model, path)
     return Recognised(model, _standing(journal, model))
@@ -108,14 +104,18 @@ def _check_head(model: ir.Model, path: Path) -> None:
         )
 
 
-def _refuse_leftovers(model: ir.Model, journal: Journal, path: Path) -> None:
+def _refuse_leftovers(model: ir.Model, journal: Journal, attention: set[ir.Node], ids: ir.Value, path: Path) -> None:
+    """`attention`: the nodes of attention that is not ours, which the journal gives a reason for."""
     leftovers = [node for node in model.graph if not _is_covered(node)]
     if not leftovers:
         return
     why = _reasons(journal)
     refused = {note.node: note.rule for note in journal.notes.values() if note.rule in (ATTENTION, PARTS)}
-    node = min(leftovers, key=lambda node: _likelihood(node, why, refused))
-    near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else _near_host_function(model)
+    numbers = _of_numbers(model, ids) - attention
+    node = min(leftovers, key=lambda node: _likelihood(node, why, refused, numbers))
+    near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else ""
+    if not near or refused.get(node_name(node)) == PARTS:
+        near += _near_host_function(model)
     raise CompileError(
         path,
         f"expected an operator that a rule covers, found {node.domain or 'ai.onnx'}.{node.op_type}{near}"
@@ -141,18 +141,33 @@ def _reasons(journal: Journal) -> dict[str, list[str]]:
     return {node: list(reasons) for node, reasons in found.items()}
 
 
-def _likelihood(node: ir.Node, why: dict[str, list[str]], refused: dict[str, str]) -> int:
-    """How far the node is from the cause. 0: attention that computes something else. 1: no rule knows the operator.
-    2: a rule said what stopped it. 3: attention that lacks a part. 4: it computes with the model's numbers. 5: with
-    sizes."""
+def _of_numbers(model: ir.Model, ids: ir.Value) -> set[ir.Node]:
+    """The nodes that compute with token ids or activations: masks, positions and sizes are not among them."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        makers = [value.producer() for value in node.inputs if value is not None]
+        own = node.domain == DOMAIN and node.op_type not in ("RotaryAngles", "Dequantise")
+        own = own or (node.op_type not in SHAPES and any(value is ids for value in node.inputs))
+        own = own or any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        if own or (node.op_type not in SHAPES and any(maker in found for maker in makers)):
+            found.add(node)
+    return found
+
+
+def _likelihood(node: ir.Node, why: dict[str, list[str]], refused: dict[str, str], numbers: set[ir.Node]) -> int:
+    """How far the node is from the cause. 0: attention that computes something else, or the caller's function. 1: no rule knows the operator.
+    2: a rule said what stopped it. 3: attention that lacks a part. 4: it computes with activations. 5: with sizes."""
     name = node_name(node)
+    if is_op(node, "HostFunction"):
+        return 0
     if name in refused:
         return 0 if refused[name] == ATTENTION else 3
-    if node.domain not in ("", "ai.onnx", DOMAIN) or (node.domain != DOMAIN and node.op_type not in IN_PATTERNS):
+    known = node.domain == DOMAIN or (node.domain in ("", "ai.onnx") and node.op_type in IN_PATTERNS)
+    if not known and node in numbers:
         return 1
     if name in why:
         return 2
-    return 4 if node.outputs[0].dtype in FLOATS else 5
+    return 4 if node in numbers else 5
 
 
 def _is_covered(node: ir.Node) -> bool:

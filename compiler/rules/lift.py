@@ -26,7 +26,7 @@ class LiftEmbedding(Rule):
 
     def obstacle(self, m: Match) -> str | None:
         if not is_weight(m["table"]) or len(static_shape(m["table"]) or ()) != 2:
-            return "the table is not a weight [V, H]"
+            return "the table is not a weight [V, H]" if is_computed(m["table"]) else ""
         if producer(m["rows"]).attributes.get_int("axis", 0) != 0:
             return "it gathers along another axis than 0"
         is_input = m["ids"].is_graph_input() and m["ids"].name == "input_ids"
