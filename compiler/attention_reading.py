@@ -111,6 +111,8 @@ class Reader:
     def read(self) -> Attention:
         """Raises Refused, Unknown."""
         first = self.interface.possible(Sizes(0, 11)) or self.interface.possible(Sizes(0, 1))
+        if first is not None and first.total == 1:  # angles are seen at position 1
+            first = self.interface.possible(Sizes(1, 1))
         if first is None:
             raise Refused("its cache has room for no token")
         heads = self._heads(first)
@@ -134,8 +136,9 @@ class Reader:
         """From the attributes of an operator, the cache, or the scores."""
         widths = [linear_columns(value) for value in self.region.linears]
         query, cache = self._named_heads()
-        size = next((_axis(value, 3) for value in self.region.caches.values()), None)
-        cache = cache or next((_axis(value, 1) for value in self.region.caches.values()), None)
+        kept = [*self.region.caches.values(), *self.region.presents.values()]
+        size = next((size for value in kept if (size := _axis(value, 3))), None)
+        cache = cache or next((count for value in kept if (count := _axis(value, 1))), None)
         if len(widths) == 1 and query is not None and cache is not None:
             return Heads(query, cache, widths[0] // (query + 2 * cache))
         if len(widths) == 1 and cache is not None and size is not None:
@@ -286,7 +289,7 @@ class Reader:
 
 
 def _axis(value: ir.Value, axis: int) -> int | None:
-    return None if value.shape is None else dimension(value.shape[axis])
+    return None if value.shape is None or len(value.shape) <= axis else dimension(value.shape[axis])
 
 
 def operands(nodes: Iterable[ir.Node], *, shapes: bool = True) -> set[ir.Value]:

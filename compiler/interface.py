@@ -23,6 +23,10 @@ PAST_LENGTHS = ("past_sequence_length", "past_seq_len", "cumulative_length", "pa
 TOTAL_LENGTHS = ("total_sequence_length", "total_seq_len")
 
 
+ROOM = 3
+"""Rows of a cache beyond those needed, where the graph leaves open how many there are."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How many tokens the cache holds, how many are new, and of how many sequences."""
@@ -57,13 +61,30 @@ class Interface:
 
     def known(self, sizes: Sizes) -> dict[ir.Value, Array]:
         """What the graph is given at these sizes, but for token ids and caches: a prompt without padding."""
-        found = {value: _given(value, sizes) for value in self.others}
+        found = {value: _given(value, sizes, self._width(value, sizes)) for value in self.others}
         return {value: array for value, array in found.items() if array is not None}
 
     def rows(self, cache: ir.Value, sizes: Sizes) -> int:
-        """How many rows of a cache the graph is given: as many as it holds, or room for all if that is a number."""
+        """How many rows of a cache the graph is given: as many as it holds, or some room for more where it gives back
+        as many as it takes."""
         axis = _axis(cache, 2)
-        return sizes.past if axis is None else axis
+        if axis is not None:
+            return axis
+        return sizes.total + ROOM if self._has_room(cache) else sizes.past
+
+    def _has_room(self, cache: ir.Value) -> bool:
+        present = next((value for value, slot in self.presents.items() if slot == self.caches[cache]), None)
+        if present is None or present.shape is None or cache.shape is None:
+            return False
+        return cache.shape[2] == present.shape[2] and _name(cache, 2) is not None
+
+    def _width(self, mask: ir.Value, sizes: Sizes) -> int:
+        """Columns of a mask over queries and keys: as many as there are keys, or as a cache has rows."""
+        axis = _axis(mask, 3)
+        if axis is not None:
+            return axis
+        alike = (cache for cache in self.caches if _name(cache, 2) == _name(mask, 3) and self._has_room(cache))
+        return next((self.rows(cache, sizes) for cache in alike), sizes.total)
 
     def possible(self, wanted: Sizes) -> Sizes | None:
         """The sizes nearest to these that the graph takes: some files fix them. None if these are too long for it."""
@@ -73,7 +94,7 @@ class Interface:
         for cache, slot in self.caches.items():
             rows = _axis(cache, 2)
             present = next((value for value, own in self.presents.items() if own == slot), None)
-            if rows is not None and present is not None and _axis(present, 2) != rows:
+            if rows is not None and present is not None and not self._has_room(cache) and _axis(present, 2) != rows:
                 past = rows
             elif rows is not None and past + new > rows:
                 return None
@@ -126,6 +147,14 @@ def _axis(value: ir.Value, axis: int) -> int | None:
     return dimension(value.shape[axis])
 
 
+def _name(value: ir.Value, axis: int) -> str | None:
+    """The symbol of a dimension that is no number."""
+    if value.shape is None or len(value.shape) <= axis:
+        return None
+    found = value.shape[axis]
+    return None if isinstance(found, int) else found.value
+
+
 def dimension(axis: int | ir.SymbolicDim) -> int | None:
     if isinstance(axis, int):
         return axis
@@ -133,8 +162,9 @@ def dimension(axis: int | ir.SymbolicDim) -> int | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
-def _given(value: ir.Value, sizes: Sizes) -> Array | None:
-    """The numbers of an input that follow from the sizes; None if its name says nothing."""
+def _given(value: ir.Value, sizes: Sizes, width: int) -> Array | None:
+    """The numbers of an input that follow from the sizes; None if its name says nothing. `width`: of a mask over
+    keys."""
     name, rank = value.name or "", None if value.shape is None else len(value.shape)
     if "position_ids" in name or "cache_position" in name:
         positions = np.arange(sizes.past, sizes.total, dtype=np.int64)
@@ -142,7 +172,7 @@ def _given(value: ir.Value, sizes: Sizes) -> Array | None:
     if name == "use_cache_branch":
         return np.ones((1,) * (rank or 0), np.bool_)
     if "mask" in name:
-        return _mask(value, rank, sizes)
+        return _mask(value, rank, sizes, width)
     scalars = dict.fromkeys(PAST_LENGTHS, sizes.past) | dict.fromkeys(TOTAL_LENGTHS, sizes.total)
     count = next((number for ending, number in scalars.items() if name.endswith(ending)), None)
     if count is not None and value.dtype in INTEGERS:
@@ -150,13 +180,12 @@ def _given(value: ir.Value, sizes: Sizes) -> Array | None:
     return None
 
 
-def _mask(value: ir.Value, rank: int | None, sizes: Sizes) -> Array | None:
+def _mask(value: ir.Value, rank: int | None, sizes: Sizes, width: int) -> Array | None:
     """Ones for a mask of tokens; for a mask of [.., queries, keys] the causal one."""
     if rank == 2 and value.dtype is not None:
         return np.ones((sizes.batch, sizes.total), value.dtype.numpy())
     if rank != 4 or value.dtype is None:
         return None
-    width = _axis(value, 3) or sizes.total
     seen = np.arange(width)[None, :] <= np.arange(sizes.past, sizes.total)[:, None]
     seen = np.tile(seen, (sizes.batch, 1, 1, 1))
     if value.dtype == ir.DataType.BOOL:
@@ -167,4 +196,10 @@ def _mask(value: ir.Value, rank: int | None, sizes: Sizes) -> Array | None:
 def unknown_inputs(interface: Interface) -> Iterator[ir.Value]:
     """Inputs of which nobody can say what a plan should give them."""
     known = interface.known(Sizes(1, 1))
-    yield from (value for value in interface.others if value not in known and value.uses())
+    yield from (value for value in interface.others if value not in known and not is_handed_on(value))
+
+
+def is_handed_on(value: ir.Value) -> bool:
+    """An input that the graph does nothing with, but for giving it out again."""
+    users = [user for user, _ in value.uses()]
+    return all(user.op_type == "Identity" and user.outputs[0].is_graph_output() for user in users)

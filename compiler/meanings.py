@@ -33,14 +33,15 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     return np.concatenate((turned, rest), axis=-1)
 
 
-def attend(query: Array, key: Array, value: Array, scale: float, window: int = 0) -> Array:
+def attend(query: Array, key: Array, value: Array, scale: float, window: int = 0, bias: Array | None = None) -> Array:
     """Causal attention. query: [H, S, D], key and value: [G, T, D] with G dividing H, the last S of T new: [H, S, D].
-    A query sees the last `window` keys, itself among them; 0: all."""
+    A query sees the last `window` keys, itself among them; 0: all. `bias` [1, 1 or H, S, T] is added to the scores."""
     group, (new, total) = query.shape[0] // key.shape[0], (query.shape[1], key.shape[1])
     key, value = np.repeat(key, group, axis=0), np.repeat(value, group, axis=0)
     ahead = np.arange(total)[None, :] - np.arange(total - new, total)[:, None]
     seen = (ahead <= 0) & ((ahead > -window) if window else True)
-    scores = np.where(seen, query @ key.transpose(0, 2, 1) * scale, -np.inf)
+    scores = query @ key.transpose(0, 2, 1) * scale
+    scores = np.where(seen, scores if bias is None else scores + bias[0], -np.inf)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return shares / shares.sum(axis=-1, keepdims=True) @ value
 
@@ -99,14 +100,16 @@ def _group_query_attention(node: ir.Node, operands: Operands) -> list[Array]:
     names = ("query", "key", "value", "past_key", "past_value", "last", "total", "cos", "sin", "positions", "bias",
              "sink", "key_scale", "value_scale", "query_norm", "key_norm")  # fmt: skip
     given: dict[str, Array | None] = dict(zip(names, operands, strict=False))
-    if any(given.get(name) is not None for name in ("bias", "sink", "key_scale", "value_scale")):
-        raise ValueError("a bias, a sink or a quantised cache")
+    if any(given.get(name) is not None for name in ("sink", "key_scale", "value_scale")):
+        raise ValueError("a sink or a quantised cache")
     heads, kv_heads = node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
     query, key, value = _separate(given, heads, kv_heads)
     if (norm := given.get("query_norm")) is not None:
         epsilon = _float(node, "qk_norm_epsilon", 1e-6)
         query, key = rms_norm(query, norm, epsilon), rms_norm(key, _needed(given, "key_norm"), epsilon)
-    past_key, past_value = _needed(given, "past_key")[0], _needed(given, "past_value")[0]
+    none = np.zeros((1, kv_heads, 0, query.shape[-1]), np.float32)
+    past_key, past_value = (none if (past := given.get(name)) is None else past for name in ("past_key", "past_value"))
+    past_key, past_value = past_key[0], past_value[0]
     if node.attributes.get_int("do_rotary", 0):
         rows = np.arange(query.shape[1]) + past_key.shape[1]
         cos, sin = _needed(given, "cos")[rows], _needed(given, "sin")[rows]
@@ -116,7 +119,8 @@ def _group_query_attention(node: ir.Node, operands: Operands) -> list[Array]:
         raise ValueError("softcap or smooth_softmax")
     key, value = np.concatenate((past_key, key), axis=1), np.concatenate((past_value, value), axis=1)
     scale = _float(node, "scale", 0.0) or query.shape[-1] ** -0.5
-    y = attend(query, key, value, scale, max(node.attributes.get_int("local_window_size", -1), 0))
+    bias = given.get("bias")
+    y = attend(query, key, value, scale, max(node.attributes.get_int("local_window_size", -1), 0), bias)
     return [merge_heads(y), key[None], value[None]]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, Journal, constant_ints, node_name, source_nodes
+from hjgc.compiler.simplify import put_in_place
 
 MICROSOFT = "com.microsoft"
 SIGNED = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
@@ -64,7 +65,7 @@ class _Lifter:
         made = [turn, ir.Node("", "MatMul", [node.inputs[0], turn.outputs[0]], num_outputs=1)]
         if len(node.inputs) > 5 and node.inputs[5] is not None:
             made.append(ir.Node("", "Add", [made[-1].outputs[0], node.inputs[5]], num_outputs=1))
-        self._replace(node, made)
+        put_in_place(self.graph, node, made)
 
     def rows(self, node: ir.Node) -> None:
         """GatherBlockQuantized: rows of a table [V, H] by the token ids."""
@@ -78,7 +79,7 @@ class _Lifter:
         end, columns = _cut(node, blocks[1] * size)
         found = Numbers(values, scales, zeros, (blocks[0], columns), bits, size, axis=1, signed=False)
         table = self._dequantised(found, node)
-        self._replace(end, [ir.Node("", "Gather", [table, node.inputs[1]], num_outputs=1)])
+        put_in_place(self.graph, end, [ir.Node("", "Gather", [table, node.inputs[1]], num_outputs=1)])
 
     def matrix(self, node: ir.Node) -> None:
         """DequantizeLinear of a weight [K, N] in blocks along the first axis, or the second."""
@@ -126,16 +127,6 @@ class _Lifter:
             self.graph.insert_before(self.graph[0], [made])
             self._made[found] = value
         return self._made[found]
-
-    def _replace(self, node: ir.Node, made: list[ir.Node]) -> None:
-        for each in made:
-            each.metadata_props[NODES_KEY] = "\n".join(source_nodes(node))
-        result = made[-1].outputs[0]
-        result.shape, result.type, result.name = node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name
-        self.graph.insert_before(node, made)
-        node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
-        node.outputs[0].name = None
-        self.graph.remove(node, safe=True)
 
 
 def _cut(node: ir.Node, columns: int) -> tuple[ir.Node, int]:

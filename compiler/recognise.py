@@ -9,8 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.attention_regions import ATTENTION, PARTS, AttentionFinder
-from hjgc.compiler.evaluate import SHAPES
-from hjgc.compiler.interface import read_interface
+from hjgc.compiler.evaluate import SHAPES, cone
+from hjgc.compiler.interface import Interface, read_interface
 from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift
 from hjgc.compiler.rules.rule import DOMAIN, Journal, apply_rules, is_op, node_name, source_nodes
@@ -40,6 +40,7 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     interface = read_interface(model, path)
     _check_host_functions(model, path)
     lift_quantised(model, journal)
+    drop_counted_outputs(model, interface)
     simplify(model, interface, journal)
     apply_rules(model, lift.RULES, journal)
     attention = AttentionFinder(model, interface, journal).replace_all()
@@ -55,6 +56,22 @@ def _standing(journal: Journal, model: ir.Model) -> tuple[Note, ...]:
     """The notes on nodes that are still there: where another rule took the node, nothing is missed."""
     names = {node_name(node) for node in model.graph}
     return tuple(note for note in journal.notes.values() if note.node in names)
+
+
+def drop_counted_outputs(model: ir.Model, interface: Interface) -> None:
+    """What follows from lengths and positions alone, such as a count of tokens, nobody has to be told."""
+    kept = [value for value in model.graph.outputs if not _is_counted(value, interface)]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+
+
+def _is_counted(value: ir.Value, interface: Interface) -> bool:
+    if value is interface.logits or value in interface.presents:
+        return False
+    nodes = [node for node in cone([value], set()) if node.op_type not in SHAPES]
+    taken = {operand for node in nodes for operand in node.inputs if operand is not None} | {value}
+    sources = (operand for operand in taken if operand.producer() is None)
+    return all(source.is_initializer() or source in interface.others for source in sources)
 
 
 def _check_outputs(model: ir.Model, path: Path) -> None:
@@ -155,8 +172,9 @@ def _of_numbers(model: ir.Model, ids: ir.Value) -> set[ir.Node]:
 
 
 def _likelihood(node: ir.Node, why: dict[str, list[str]], refused: dict[str, str], numbers: set[ir.Node]) -> int:
-    """How far the node is from the cause. 0: attention that computes something else, or the caller's function. 1: no rule knows the operator.
-    2: a rule said what stopped it. 3: attention that lacks a part. 4: it computes with activations. 5: with sizes."""
+    """How far the node is from the cause. 0: attention that computes something else, or the caller's function. 1: no
+    rule knows the operator. 2: a rule said what stopped it. 3: attention that lacks a part. 4: it computes with
+    activations. 5: with sizes."""
     name = node_name(node)
     if is_op(node, "HostFunction"):
         return 0

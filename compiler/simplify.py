@@ -35,6 +35,8 @@ def simplify(model: ir.Model, interface: Interface, journal: Journal) -> None:
             _lift_named_norm(model, node)
         elif node.op_type == "QuickGelu" and node.attributes["alpha"].as_float() == 1.0:
             _replace(model, [node], ir.Node(DOMAIN, "Silu", node.inputs, num_outputs=1), node.outputs[0])
+        elif node.op_type == "FusedMatMul":
+            _spell_product(model, node)
         elif node.op_type == "ReduceMean":
             _lift_norm(model, node, journal)
     drop_choice_of_rows(model, interface)
@@ -150,6 +152,33 @@ def _lift_named_norm(model: ir.Model, node: ir.Node) -> None:
     if skip and len(node.outputs) > 3 and x is not None:
         node.outputs[3].replace_all_uses_with(x)
     model.graph.remove(node, safe=True)
+
+
+def _spell_product(model: ir.Model, node: ir.Node) -> None:
+    """FusedMatMul of a plain matrix or a transposed one."""
+    plain = ("transA", "transBatchA", "transBatchB")
+    alpha = node.attributes.get("alpha")
+    if any(node.attributes.get_int(name, 0) for name in plain) or (alpha is not None and alpha.as_float() != 1.0):
+        return
+    x, weight = node.inputs
+    made = list[ir.Node]()
+    if node.attributes.get_int("transB", 0):
+        made.append(ir.Node("", "Transpose", [weight], [ir.AttrInt64s("perm", [1, 0])], num_outputs=1))
+        weight = made[0].outputs[0]
+    made.append(ir.Node("", "MatMul", [x, weight], num_outputs=1))
+    put_in_place(model.graph, node, made)
+
+
+def put_in_place(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:
+    """These nodes in place of one; the last gives what it gave, under the same name."""
+    for each in made:
+        each.metadata_props[NODES_KEY] = "\n".join(source_nodes(node))
+    result, given = made[-1].outputs[0], node.outputs[0]
+    result.shape, result.type, result.name = given.shape, given.type, given.name
+    graph.insert_before(node, made)
+    given.replace_all_uses_with(result, replace_graph_outputs=True)
+    given.name = None
+    graph.remove(node, safe=True)
 
 
 def _lift_norm(model: ir.Model, mean: ir.Node, journal: Journal) -> None:

@@ -262,10 +262,10 @@ class _Builder:
 
     def _visit_GatedLinear(self, node: ir.Node) -> None:
         flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]
-        weight = self.tables.weight([_input(node, 2), _input(node, 3)], flags)
+        weight = self.tables.weight(_inputs(node, (2, 3)), flags)
         operands = {"x": self._get(node, 0), "norm_weight": self.tables.weight([_input(node, 1)]), "weight": weight}
-        if len(node.inputs) > 4 and node.inputs[4] is not None:
-            operands["bias"] = self.tables.weight([_input(node, 4), _input(node, 5)])
+        if biases := _inputs(node, (4, 5)):
+            operands["bias"] = self.tables.weight(biases)
         outputs = {"y": (node.outputs[0], (self.rows, int(weight.shape[0]) // 2))}  # type: ignore[arg-type]
         attributes = {"epsilon": float(node.attributes["epsilon"].as_float())}
         self._step(node, self._layer_name("gated_linear"), "gated_linear", operands, outputs, attributes)
@@ -356,7 +356,7 @@ def _attention_of(inputs: ir.Node) -> ir.Node:
 
 def _inputs(node: ir.Node, indices: Iterable[int]) -> list[ir.Value]:
     """Those of these operands that are there."""
-    return [value for i in indices if (value := node.inputs[i]) is not None]
+    return [value for i in indices if i < len(node.inputs) and (value := node.inputs[i]) is not None]
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

@@ -62,6 +62,7 @@ class Judge:
         interface = self._interface
         feeds = {interface.ids: np.array([self._ids]), **interface.known(sizes)}
         feeds |= {value: self._past[slot] for value, slot in interface.caches.items()}
+        feeds |= {value: np.zeros(()) for value in interface.others if value not in feeds}
         return {str(value.name): array.astype(_numpy(value)) for value, array in feeds.items()}
 
     def _empty(self, value: ir.Value) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from hjgc.compiler.rules.rule import (
     DOMAIN,
     Match,
     Rule,
+    constant_ints,
     is_weight,
     producer,
     scalar_float,
@@ -44,6 +45,29 @@ class FuseGatedLinear(Rule):
         return op.GatedLinear(
             m["x"], m["norm_weight"], m["gate_weight"], m["up_weight"], linear_bias(m["gate"]), linear_bias(m["up"]),
             epsilon=epsilon_of(m["norm"]), transposed=[transposed(m["gate"]), transposed(m["up"])], _domain=DOMAIN,
+        )  # fmt: skip
+
+
+class FusePackedGatedLinear(Rule):
+    """The same where one product gives gate and up, side by side."""
+
+    def pattern(self, op: Any, x: Any, norm_weight: Any, weight: Any) -> Any:
+        n = op.RmsNorm(x, norm_weight, _domain=DOMAIN, _outputs=["norm"])
+        both = _linear(op, n, weight, "both")
+        gate, up = op.Split(both, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["gate", "up"])
+        return op.Mul(op.Silu(gate, _domain=DOMAIN), up)
+
+    def obstacle(self, m: Match) -> str | None:
+        split = producer(m["gate"])
+        columns = (static_shape(m["weight"]) or (0, 0))[1 if transposed(m["both"]) else 0]
+        sizes = constant_ints(split.inputs[1]) if len(split.inputs) > 1 else None
+        halves = columns is not None and sizes in (None, (columns // 2,) * 2) and columns % 2 == 0
+        return None if halves and split.attributes.get_int("axis", 0) in (-1, 2) else "gate and up are not halves"
+
+    def replace(self, op: Any, m: Match) -> Any:
+        return op.GatedLinear(
+            m["x"], m["norm_weight"], m["weight"], None, linear_bias(m["both"]), None,
+            epsilon=epsilon_of(m["norm"]), transposed=[transposed(m["both"])], _domain=DOMAIN,
         )  # fmt: skip
 
 
@@ -94,6 +118,7 @@ def _linear(op: Any, x: Any, weight: Any, name: str) -> Any:
 
 RULES: list[type[Rule]] = [
     FuseGatedLinear,
+    FusePackedGatedLinear,
     FuseVocabularyLogits,
     FuseResidual,
 ]
