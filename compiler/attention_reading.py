@@ -94,8 +94,9 @@ class Attention:
     scale: float
     window: int = 0
     norms: tuple[int, ...] = ()
-    query: tuple[int, int] | None = None
-    """The region's node and its output that is the turned query [1, H, S, D], if one is."""
+    places: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Node and output of the region that hold what our launches keep, if some do: `query` [1, H, S, D], `cos` and `sin`
+    [1, S, D / 2]."""
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Reader:
             for numbers in frequencies(self.evaluator, self.region.nodes, heads.size, given, first):
                 reason, found = self._fitted(replace(plain, frequencies=numbers))
                 if found is not None:
-                    return replace(found, query=self._query_at(found))
+                    return replace(found, places=self._places(found))
                 refusal = Different(reason)
         raise refusal
 
@@ -251,18 +252,25 @@ class Reader:
                     return f"{what} of causal attention with rotated heads, seen with {where}"
         return None
 
-    def _query_at(self, found: Attention) -> tuple[int, int] | None:
-        """Where the query lies as our launches keep it: for those who compare the two."""
+    def _places(self, found: Attention) -> dict[str, tuple[int, int]]:
+        """Where the region has what our launches keep too: for those who compare the two."""
         sizes = self._sizes[0]
         given, rows = self._given(found, sizes)
-        wanted = np.stack([_compute(found, self.region, each, sizes)["query"] for each in rows])
-        targets = [value for node in self.region.nodes for value in node.outputs if value.uses()]
-        numbers = dict(zip(targets, self.evaluator.run(targets, given, sizes), strict=True))
-        for i, node in enumerate(self.region.nodes):
-            for j, value in enumerate(node.outputs):
-                if value in numbers and _same(wanted, numbers[value], sizes, self._tolerance):
-                    return i, j
-        return None
+        angles = np.arange(sizes.past, sizes.total, dtype=np.float32)[:, None] * found.frequencies
+        wanted = {
+            "query": np.stack([_compute(found, self.region, each, sizes)["query"] for each in rows]),
+            "cos": np.tile(np.cos(angles), (sizes.batch, 1, 1)),
+            "sin": np.tile(np.sin(angles), (sizes.batch, 1, 1)),
+        }
+        outputs = [(i, j, value) for i, node in enumerate(self.region.nodes) for j, value in enumerate(node.outputs)]
+        outputs = [(i, j, value) for i, j, value in outputs if value.uses()]
+        numbers = self.evaluator.run([value for *_, value in outputs], given, sizes)
+        places: dict[str, tuple[int, int]] = {}
+        for (i, j, _), array in zip(outputs, numbers, strict=True):
+            for name, expected in wanted.items():
+                if name not in places and _same(expected, array, sizes, self._tolerance):
+                    places[name] = (i, j)
+        return places
 
     def _given(
         self, found: Attention, sizes: Sizes, only: str = ""

@@ -97,7 +97,7 @@ class AttentionFinder:
         norms = [region.norms()[i] for i in found.norms]
         inputs = [
             *before.inputs[:2], *(linear.inputs[1] for linear in linears), *filling, *biases, *filling,
-            *([norm.weight for norm in norms] or [None, None]), *self._rotary(found.frequencies),
+            *([norm.weight for norm in norms] or [None, None]), *self._rotary(region, found),
             region.caches.get("key"), region.caches.get("value"),
         ]  # fmt: skip
         flags = [linear.attributes.get_int("transposed", 0) for linear in linears]
@@ -117,8 +117,7 @@ class AttentionFinder:
         attention = ir.Node(DOMAIN, "Attention", made.outputs, [scale, window], num_outputs=1)
         names = dict.fromkeys(name for node in sources for name in source_nodes(node))
         made.metadata_props[NODES_KEY] = attention.metadata_props[NODES_KEY] = "\n".join(names)
-        query = None if found.query is None else region.nodes[found.query[0]].outputs[found.query[1]]
-        values = (query, region.presents.get("key"), region.presents.get("value"))
+        values = (_value(region, found, "query"), region.presents.get("key"), region.presents.get("value"))
         for mine, theirs in zip(made.outputs, values, strict=True):
             mine.metadata_props[VALUE_KEY] = "" if theirs is None else theirs.name or ""
         result, target = attention.outputs[0], region.target
@@ -129,17 +128,21 @@ class AttentionFinder:
         for value in region.presents.values():
             self.model.graph.outputs.remove(value)
 
-    def _rotary(self, numbers: Array) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of all positions for these frequencies, made once."""
-        key = numbers.tobytes()
+    def _rotary(self, region: Region, found: Attention) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of all positions for its frequencies, made once."""
+        key = found.frequencies.tobytes()
         if key not in self._angles:
-            constant = self._constant(numbers)
+            constant = self._constant(found.frequencies)
             angles = ir.Node(DOMAIN, "RotaryAngles", [self.interface.ids, constant], num_outputs=1)
             cos, sin = (ir.Node("", kind, angles.outputs, num_outputs=1) for kind in ("Cos", "Sin"))
             embedding = next((node for node in self.model.graph if is_op(node, "Embedding")), None)
             if embedding is None:
                 raise Refused("no token is looked up in a table before it")
             self.model.graph.insert_after(embedding, [angles, cos, sin])
+            for node, name in ((cos, "cos"), (sin, "sin")):
+                value = _value(region, found, name)
+                node.outputs[0].metadata_props[VALUE_KEY] = "" if value is None else value.name or ""
+            angles.metadata_props[NODES_KEY] = "\n".join(_turning(region))
             self._angles[key] = cos.outputs[0], sin.outputs[0]
         return self._angles[key]
 
@@ -158,6 +161,20 @@ class AttentionFinder:
         made.shape, made.dtype = ir.Shape(numbers.shape), ir.DataType.FLOAT
         graph.register_initializer(made)
         return made
+
+
+def _value(region: Region, found: Attention, name: str) -> ir.Value | None:
+    """The region's value that holds what our launches call so, if one does."""
+    place = found.places.get(name)
+    return None if place is None else region.nodes[place[0]].outputs[place[1]]
+
+
+def _turning(region: Region) -> list[str]:
+    """The nodes that make cosines of the positions, or take them from a table."""
+    ends = [node for node in region.nodes if node.op_type in ("Cos", "Sin")]
+    made = cone([value for node in ends for value in node.outputs], set())
+    tables = [node for node in region.nodes if node.op_type in ("GroupQueryAttention", "RotaryEmbedding")]
+    return list(dict.fromkeys(name for node in made or tables for name in source_nodes(node)))
 
 
 def _producer(value: ir.Value | None) -> ir.Node:

@@ -38,6 +38,7 @@ def _run_passes(model: ir.Model) -> None:
     )
     Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )(model)

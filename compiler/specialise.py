@@ -336,9 +336,10 @@ class _Builder:
         for role, (value, shape) in outputs.items():
             made[role] = Tensor(f"{name}.{role}", "buffer", dtype or self.dtypes.compute, shape)
             self.tensors[value] = made[role]
-        values = {role: value.metadata_props.get(VALUE_KEY) or value.name or "" for role, (value, _) in outputs.items()}
-        for (role, _), value in zip((states or {}).items(), node.outputs[len(outputs) :] or node.outputs, strict=False):
-            values[role] = value.metadata_props.get(VALUE_KEY) or value.name or ""
+        held = {role: value for role, (value, _) in outputs.items()}
+        held |= dict(zip(states or {}, node.outputs[len(outputs) :] or node.outputs, strict=False))
+        names = {role: value.metadata_props.get(VALUE_KEY, value.name) for role, value in held.items()}
+        values = {role: name for role, name in names.items() if name}
         self.steps.append(
             Step(
                 name, op, operands | made | (states or {}), dict(attributes or {}), source_nodes(node), values, callback

@@ -223,8 +223,9 @@ def reference(case: Case, op_name: str, tensors: Tensors, length: int) -> Tensor
 def written(case: Case, name: str, tensor: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of an output that a run of `length` rows writes, and the rest."""
     if name in ("key_cache", "value_cache"):
-        end = case.start + length
-        return tensor[:, case.start : end], torch.cat((tensor[:, : case.start], tensor[:, end:]), 1)
+        capacity = tensor.shape[1]
+        rows = [position % capacity for position in range(case.start, case.start + length)]
+        return tensor[:, rows], tensor[:, [row for row in range(capacity) if row not in rows]]
     if name == "parts":
         return tensor[:, :length].sum(0), tensor[:, length:]
     return tensor[:length], tensor[length:]
