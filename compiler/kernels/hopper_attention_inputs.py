@@ -112,8 +112,9 @@ __device__ __forceinline__ void finish(
             if (head < HEADS) return query + ((u64)token * HEADS + head) * D + place;
             const bool key = head < HEADS + KV_HEADS;
             const int line = head - HEADS - (key ? 0 : KV_HEADS);
-            const int row = RING ? (begin + token) % CAPACITY : begin + token;
-            return (key ? key_cache : value_cache) + ((u64)line * CAPACITY + row) * D + place;
+            auto* cache = key ? key_cache : value_cache;
+            if (RING) return cache + ((u64)line * CAPACITY + (begin + token) % CAPACITY) * D + place;
+            return cache + ((u64)line * CAPACITY + begin + token) * D + place;
         });
     // The squares are read until all warps have finished.
     if (HEAD_NORM) meet(WARPGROUPS + 1, WARPGROUPS * 128);
