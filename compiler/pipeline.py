@@ -14,6 +14,7 @@ from hjgc._version import __version__
 from hjgc.compiler import dump
 from hjgc.compiler.build_variants import build_variants
 from hjgc.compiler.classify import classify, describe
+from hjgc.compiler.config_check import disagreements
 from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
 from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
 from hjgc.compiler.lower import lower
@@ -135,7 +136,7 @@ def compile_model(
     with stages.stage("verify"):
         sections = {"constants": network.constant_bytes, **dict(code.sections)}
         plan_format.save(output, plan, debug=debug, sections=sections)
-    notes += _folder_notes(imported, root)
+    notes += _folder_notes(imported, root) + disagreements(_model_folder(imported), network)
     return CompileResult(plan, output, output.stat().st_size, stages.seconds, notes)
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hjgc.plan_format.errors import InputError
 
 MISTRAL_WINDOW = 4096  # what transformers takes when a Mistral config.json has no sliding_window
@@ -45,6 +48,8 @@ class DecoderConfig:
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    window: int = 0
+    """Keys that a query sees, itself among them; 0 for all."""
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -100,25 +105,49 @@ def parse_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
         output_bias=bias,
         mlp_bias=bool(raw.get("mlp_bias", False)) and model_type == "llama",
         qk_norm=model_type == "qwen3",
+        window=_window(raw, path),
     )
 
 
 def _refuse_unsupported(raw: dict[str, Any], path: Path) -> None:
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(path, f"expected 'silu', found {raw['hidden_act']!r}", field="hidden_act")
+
+
+def _window(raw: dict[str, Any], path: Path) -> int:
+    """Mistral's window, which all layers have; 0 where no key ever leaves it. Qwen's differs from layer to layer."""
     is_mistral = raw["model_type"] == "mistral"
-    window = raw.get("sliding_window", MISTRAL_WINDOW if is_mistral else None)
-    if window is None or not raw.get("use_sliding_window", is_mistral):
-        return
-    if _integer({"sliding_window": window}, "sliding_window", path) < _integer(
-        raw, "max_position_embeddings", path, 2048
-    ):
+    found = raw.get("sliding_window", MISTRAL_WINDOW if is_mistral else None)
+    if found is None or not raw.get("use_sliding_window", is_mistral):
+        return 0
+    window = _integer({"sliding_window": found}, "sliding_window", path)
+    if window >= _integer(raw, "max_position_embeddings", path, 2048):
+        return 0
+    if not is_mistral:
         raise InputError(
             path,
-            f"expected no window, or one of at least max_position_embeddings, found {window}",
+            f"expected no window in some layers alone, or one of at least max_position_embeddings, found {window}",
             field="sliding_window",
-            next_step="set sliding_window to null if prompts and answers stay shorter than it",
+            next_step="set use_sliding_window to false if prompts and answers stay shorter than it",
         )
+    return window
+
+
+def inverse_frequencies(config: DecoderConfig) -> NDArray[np.float32]:
+    """Rotary frequencies [D/2] float32: theta^(-2i/D) (Su et al., 2021), low ones stretched as Llama 3 does:
+    wavelengths above original_context/low_factor are divided by `factor`, those below original_context/high_factor
+    are kept, and those between are blended linearly in 1/wavelength."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    plain = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    wavelength = 2 * math.pi / plain
+    smooth = (scaling.original_context / wavelength - scaling.low_frequency_factor) / (
+        scaling.high_frequency_factor - scaling.low_frequency_factor
+    )
+    smooth = smooth.clip(0.0, 1.0)
+    return ((1 - smooth) * plain / scaling.factor + smooth * plain).astype(np.float32)
 
 
 def _integer(raw: dict[str, Any], name: str, path: Path, default: int | None = None) -> int:

@@ -6,13 +6,11 @@ The batch is 1. Shapes below: S new tokens, P cached tokens, H heads, K key/valu
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hjgc.models.config import DecoderConfig
+from hjgc.models.config import DecoderConfig, inverse_frequencies
 
 
 class Weight(nn.Module):
@@ -114,34 +112,20 @@ class Decoder(nn.Module):
         self.model = Stack(config, dtype)
         tied = config.tied_embeddings
         self.lm_head = None if tied else Weight(config.vocab_size, config.hidden_size, False, dtype)
-        self.register_buffer("inverse_frequencies", inverse_frequencies(config), persistent=False)
+        self.register_buffer("inverse_frequencies", torch.from_numpy(inverse_frequencies(config)), persistent=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         x = F.embedding(input_ids, self.model.embed_tokens.weight).float()
         angles = position_ids.unsqueeze(2).float() * self.inverse_frequencies
         cos, sin = angles.cos(), angles.sin()
         cached, new = past[0].shape[2], input_ids.shape[1]
-        mask = torch.arange(cached + new).unsqueeze(0) <= torch.arange(cached, cached + new).unsqueeze(1)
+        keys, queries = torch.arange(cached + new).unsqueeze(0), torch.arange(cached, cached + new).unsqueeze(1)
+        mask = keys <= queries
+        if self.config.window:
+            mask = mask & (keys > queries - self.config.window)
         present: list[Tensor] = []
         for index, layer in enumerate(self.model.layers):
             x, key, value = layer(x, cos, sin, mask, past[2 * index], past[2 * index + 1])
             present += [key, value]
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return head(self.model.norm(x)), *present
-
-
-def inverse_frequencies(config: DecoderConfig) -> Tensor:
-    """Rotary frequencies [D/2] float32: theta^(-2i/D) (Su et al., 2021), low ones stretched as Llama 3 does:
-    wavelengths above original_context/low_factor are divided by `factor`, those below original_context/high_factor
-    are kept, and those between are blended linearly in 1/wavelength."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    plain = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return plain
-    wavelength = 2 * math.pi / plain
-    smooth = (scaling.original_context / wavelength - scaling.low_frequency_factor) / (
-        scaling.high_frequency_factor - scaling.low_frequency_factor
-    )
-    smooth = smooth.clamp(0.0, 1.0)
-    return (1 - smooth) * plain / scaling.factor + smooth * plain

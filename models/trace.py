@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hjgc.models.config import DecoderConfig
-from hjgc.models.llama import Decoder, inverse_frequencies
+from hjgc.models.config import DecoderConfig, inverse_frequencies
+from hjgc.models.llama import Decoder
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 IR_VERSION = 11  # the one that came with it
@@ -25,7 +25,7 @@ def trace(config: DecoderConfig, dtypes: dict[str, str]) -> ir.Model:
     """The graph as the exporter writes it. Initializers named in `dtypes` (tensor name to F32, F16 or BF16) have no
     value, so that nothing done to the graph afterwards can read or fold them."""
     layers = [f"{layer}.{part}" for layer in range(config.layers) for part in ("key", "value")]
-    frequencies = inverse_frequencies(config)  # real numbers in a fake world: they become a constant
+    frequencies = torch.from_numpy(inverse_frequencies(config))  # real numbers in a fake world: they become a constant
     with _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
         program = torch.onnx.export(
             _decoder(config, dtypes, frequencies),

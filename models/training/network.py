@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hjgc.models.config import DecoderConfig
-from hjgc.models.llama import inverse_frequencies
+from hjgc.models.config import DecoderConfig, inverse_frequencies
 
 INITIAL_DEVIATION = 0.02
 
@@ -75,7 +74,7 @@ class TrainableDecoder(nn.Module):
         super().__init__()
         self.model = Stack(config, dropout)
         self.inverse_frequencies: Tensor
-        self.register_buffer("inverse_frequencies", inverse_frequencies(config), persistent=False)
+        self.register_buffer("inverse_frequencies", torch.from_numpy(inverse_frequencies(config)), persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 narrow = name.endswith(("o_proj.weight", "down_proj.weight"))  # they write to the residual stream

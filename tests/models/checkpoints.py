@@ -48,6 +48,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "bias": {"num_key_value_heads": 2, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
     "qknorm": {"num_key_value_heads": 2, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+    "window": {
+        "num_key_value_heads": 2,
+        "model_type": "mistral",
+        "architectures": ["MistralForCausalLM"],
+        "sliding_window": 11,
+    },
     "llama3rope": {"num_key_value_heads": 2, "rope_scaling": LLAMA3_ROPE},
 }
 

@@ -60,7 +60,9 @@ def test_what_old_configs_leave_out_is_filled_in() -> None:
 
 
 def test_a_window_as_wide_as_the_context_is_no_window() -> None:
-    assert parsed(model_type="mistral", sliding_window=1024).context == 1024
+    assert parsed(model_type="mistral", sliding_window=1024).window == 0
+    assert parsed(model_type="mistral", sliding_window=512).window == 512
+    assert parsed(model_type="mistral", max_position_embeddings=8192).window == 4096
 
 
 def test_a_window_that_is_switched_off_is_no_window() -> None:
@@ -87,8 +89,7 @@ def test_a_window_that_is_switched_off_is_no_window() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type", "found 'linear'"),
         ({"rope_scaling": LLAMA3_ROPE | {"factor": None}}, "factor", "found None"),
         ({"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor", "more than low_freq_factor"),
-        ({"model_type": "mistral", "sliding_window": 512}, "sliding_window", "found 512"),
-        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window", "found 4096"),
+        (VARIANTS["bias"] | {"sliding_window": 512, "use_sliding_window": True}, "sliding_window", "found 512"),
         ({"model_type": "mistral", "sliding_window": "wide"}, "sliding_window", "found 'wide'"),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hjgc.models.checkpoint import tensor_shapes
-from hjgc.models.config import read_config
-from hjgc.models.llama import Decoder, inverse_frequencies
+from hjgc.models.config import inverse_frequencies, read_config
+from hjgc.models.llama import Decoder
 from tests.models.checkpoints import VARIANTS, write_checkpoint
 
 CASES: dict[str, dict[str, Any]] = {name: {"variant": name} for name in VARIANTS} | {
@@ -38,5 +38,5 @@ def test_it_has_the_parameters_that_transformers_gives_the_same_config(folder: P
 def test_its_rotary_frequencies_are_those_of_transformers(folder: Path) -> None:
     twin = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     torch.testing.assert_close(
-        inverse_frequencies(read_config(folder)), twin.model.rotary_emb.inv_freq, rtol=1e-7, atol=0
+        torch.from_numpy(inverse_frequencies(read_config(folder))), twin.model.rotary_emb.inv_freq, rtol=1e-7, atol=0
     )
