@@ -31,7 +31,7 @@ def check_proto(proto: onnx.ModelProto, path: Path, root: Path) -> None:
     _check_text(proto, path)
     _check_whole(proto, path)
     _check_external_places(proto, path, root)
-    _check_names(proto.graph, path)
+    _check_names(proto.graph, written_by(proto), path)
     _check_nodes(proto, path)
 
 
@@ -65,7 +65,12 @@ def _check_whole(proto: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _check_names(graph: onnx.GraphProto, path: Path) -> None:
+def written_by(model: onnx.ModelProto | ir.Model) -> str:
+    """Who to ask about the graph, as the end of a sentence."""
+    return f", written by {model.producer_name} {model.producer_version or ''}".rstrip() if model.producer_name else ""
+
+
+def _check_names(graph: onnx.GraphProto, author: str, path: Path) -> None:
     """Every value is made, and made once. An initializer may give an input its default."""
     inputs = [value.name for value in graph.input]
     weights = [tensor.name for tensor in graph.initializer]
@@ -75,12 +80,11 @@ def _check_names(graph: onnx.GraphProto, path: Path) -> None:
             raise CompileError(path, "expected each value made once, found it twice", field=f"value {twice!r}")
     known = {"", *inputs, *weights, *made}
     if unknown := next((value.name for value in graph.output if value.name not in known), None):
-        raise CompileError(
-            path, "expected a node that makes it, found none", field=f"output {unknown!r}", next_step=CUT
-        )
+        problem = f"expected a node that makes it, found none{author}"
+        raise CompileError(path, problem, field=f"output {unknown!r}", next_step=CUT)
     for node in graph.node:
         if unknown := next((name for name in node.input if name not in known), None):
-            problem = f"expected operands that the graph makes, found {unknown!r}, which nothing does"
+            problem = f"expected operands that the graph makes, found {unknown!r}, which nothing does{author}"
             raise CompileError(path, problem, field=f"node {node.name!r}", next_step=CUT)
 
 
@@ -99,7 +103,10 @@ def _check_nodes(proto: onnx.ModelProto, path: Path) -> None:
             words = str(error).split("==>")[0].split("\n")[0].strip()
             field = f"node {(node.name or ', '.join(node.output))!r}"
             raise CompileError(
-                path, f"expected a standard operator, found {node.op_type}: {words}", field=field
+                path,
+                f"expected a standard operator, found {node.op_type}: {words}{written_by(proto)}",
+                field=field,
+                next_step="export it again with a newer release of its exporter, or report this graph",
             ) from None
 
 

@@ -1,5 +1,5 @@
-"""Does the graph say what `config.json` beside it says? Exporters have dropped windows and misread the scaling of rotary
-frequencies: the plan follows the graph, and the user is told."""
+"""Does the graph say what `config.json` beside it says? Exporters have dropped windows and misread the scaling of
+rotary frequencies: the plan follows the graph, and the user is told."""
 
 from __future__ import annotations
 
@@ -67,8 +67,5 @@ def _rotation(config: DecoderConfig, network: Network, steps: tuple[Step, ...]) 
         off = np.flatnonzero(~np.isclose(found, wanted, rtol=NEAR, atol=0.0))
         if entry.shape == wanted.shape and len(off):
             first = int(off[0])
-            yield (
-                f"(by rope_theta and rope_scaling) rotary frequency {first} of",
-                float(wanted[first]),
-                float(found[first]),
-            )
+            name = f"rope_theta and rope_scaling, rotary frequency {first} at"
+            yield name, f"{wanted[first]:.4g}", f"{found[first]:.4g}"

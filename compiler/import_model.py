@@ -84,7 +84,11 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise InputError(path, "expected an ONNX file or a model folder, found what is no regular file")
         if found.st_size > MAX_MODEL_BYTES:
-            raise InputError(path, f"expected at most {MAX_MODEL_BYTES} bytes, found {found.st_size}")
+            raise InputError(
+                path,
+                f"expected at most {MAX_MODEL_BYTES} bytes, which is all that ONNX allows, found {found.st_size}",
+                next_step="export it with its weights in files of their own (external data)",
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         problem = "expected an ONNX file or a model folder, found nothing there"

@@ -175,7 +175,7 @@ def _given(value: ir.Value, sizes: Sizes, width: int) -> Array | None:
         return _mask(value, rank, sizes, width)
     scalars = dict.fromkeys(PAST_LENGTHS, sizes.past) | dict.fromkeys(TOTAL_LENGTHS, sizes.total)
     count = next((number for ending, number in scalars.items() if name.endswith(ending)), None)
-    if count is not None and value.dtype in INTEGERS:
+    if count is not None and value.dtype is not None and value.dtype in INTEGERS:
         return np.full((1,) * (rank or 0), count, value.dtype.numpy())
     return None
 

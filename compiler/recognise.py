@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.attention_regions import ATTENTION, PARTS, AttentionFinder
+from hjgc.compiler.check_onnx import written_by
 from hjgc.compiler.evaluate import SHAPES, cone
 from hjgc.compiler.interface import Interface, read_interface
 from hjgc.compiler.quantised import lift_quantised
@@ -136,7 +137,7 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, attention: set[ir.Node]
     raise CompileError(
         path,
         f"expected an operator that a rule covers, found {node.domain or 'ai.onnx'}.{node.op_type}{near}"
-        + _producer(model),
+        + written_by(model),
         field=f"node {node_name(node)}",
         next_step="export the model with `hjgc export`, or report this graph",
     )
@@ -193,7 +194,3 @@ def _is_covered(node: ir.Node) -> bool:
         return node.op_type in LAUNCHABLE
     source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
     return node.op_type in ("Cos", "Sin") and is_op(source, "RotaryAngles")
-
-
-def _producer(model: ir.Model) -> str:
-    return f", written by {model.producer_name} {model.producer_version or ''}".rstrip() if model.producer_name else ""
