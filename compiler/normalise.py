@@ -11,6 +11,8 @@ from onnxscript.optimizer import fold_constants
 from hjgc.plan_format.errors import CompileError
 
 FOLD_BYTES = 4096
+BRANCH_INPUT = "use_cache_branch"
+"""What optimum calls the input that chooses a branch of its merged decoders."""
 
 
 def normalise(model: ir.Model, path: Path) -> ir.Model:
@@ -28,6 +30,7 @@ def normalise(model: ir.Model, path: Path) -> ir.Model:
 
 
 def _run_passes(model: ir.Model) -> None:
+    _choose_cached_branch(model.graph)
     Sequential(common.InlinePass(), common.TopologicalSortPass())(model)
     fold_constants(
         model,
@@ -42,6 +45,16 @@ def _run_passes(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
+
+
+def _choose_cached_branch(graph: ir.Graph) -> None:
+    """Of a merged decoder, the branch that takes a cache: with an empty one it does what the other does."""
+    chosen = next((value for value in graph.inputs if value.name == BRANCH_INPUT), None)
+    if chosen is None:
+        return
+    graph.inputs.remove(chosen)
+    chosen.const_value = ir.tensor([True], name=BRANCH_INPUT)
+    graph.register_initializer(chosen)
 
 
 def _may_fold(node: ir.Node) -> bool | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hjgc.compiler.attention_regions import ATTENTION, PARTS, AttentionFinder
+from hjgc.compiler.attention.evaluate import SHAPES, cone
+from hjgc.compiler.attention.regions import ATTENTION, PARTS, AttentionFinder
 from hjgc.compiler.check_onnx import written_by
-from hjgc.compiler.evaluate import SHAPES, cone
 from hjgc.compiler.interface import Interface, read_interface
 from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hjgc.compiler.evaluate import Evaluator, Unknown
+from hjgc.compiler.attention.evaluate import Evaluator, Unknown
 from hjgc.compiler.interface import Interface, Sizes
 from hjgc.compiler.rules.rule import (
     DOMAIN,

@@ -10,8 +10,8 @@ from itertools import chain, count
 
 import onnx_ir as ir
 
-from hjgc.compiler.attention_reading import Attention, Different, Reader, Refused, Region, operands
-from hjgc.compiler.evaluate import SHAPES, Evaluator, Unknown, cone, linear_columns
+from hjgc.compiler.attention.evaluate import SHAPES, Evaluator, Unknown, cone, linear_columns
+from hjgc.compiler.attention.reading import Attention, Different, Reader, Refused, Region, operands
 from hjgc.compiler.interface import Array, Interface, Role
 from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, VALUE_KEY, Journal, is_op, node_name, source_nodes
 from hjgc.compiler.tables import read_tensor

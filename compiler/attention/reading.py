@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from hjgc.compiler.evaluate import SHAPES, Evaluator, Uncomputable, cone, linear_columns
-from hjgc.compiler.frequencies import frequencies
+from hjgc.compiler.attention.evaluate import SHAPES, Evaluator, Uncomputable, cone, linear_columns
+from hjgc.compiler.attention.frequencies import frequencies
+from hjgc.compiler.attention.meanings import attend, merge_heads, rms_norm, rotate, split_heads
 from hjgc.compiler.interface import Array, Interface, Role, Sizes, dimension
-from hjgc.compiler.meanings import attend, merge_heads, rms_norm, rotate, split_heads
 from hjgc.compiler.rules.rule import is_op
 from hjgc.compiler.tables import read_tensor
 
@@ -21,9 +21,13 @@ TOLERANCES = {ir.DataType.FLOAT: 2e-4, ir.DataType.FLOAT16: 5e-3, ir.DataType.BF
 """Of the largest number, by the coarsest constant that the region has: sums of float32 in another order differ by less
 than a tenth of it, and a scale or a table of cosines in half precision is off by as much as it is rounded."""
 LONGEST = 1 << 17
-"""Sizes at which a graph may change what it does are looked for up to here."""
+MOST_NUMBERS = 1 << 25
+"""Sizes at which a graph may change what it does are looked for up to here: tokens, and numbers in a cache of them."""
+FEW = 256
+"""Tokens after which one alone is tried too."""
 MUST = 2
 """Sizes, the first ones, that a region must take."""
+SHAPED = ("Expand", "Reshape", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 ROLES: tuple[Role, Role] = ("key", "value")
 
 
@@ -118,7 +122,7 @@ class Reader:
             raise Refused("its cache has room for no token")
         heads = self._heads(first)
         self.evaluator.cache = heads.cache, heads.size
-        self._sizes = list(self._tried_sizes())
+        self._sizes = list(self._tried_sizes(heads))
         self._tolerance = _tolerance(self.region)
         refusal = Refused("its products are not those of query, key and value")
         for order in self._orders(heads):
@@ -222,16 +226,18 @@ class Reader:
                 return "", found
         return reason, None
 
-    def _tried_sizes(self) -> Iterator[Sizes]:
+    def _tried_sizes(self, heads: Heads) -> Iterator[Sizes]:
         """Some small ones, and those around every number that the region computes with, as far as the graph takes
         them."""
         cached, wanted = bool(self.region.caches), [Sizes(0, 5), Sizes(0, 1)]
         if cached:
             wanted = [Sizes(0, 5), Sizes(2, 1), Sizes(3, 4), Sizes(0, 1), Sizes(1, 6)]
         for number in sorted(_numbers(self.region.nodes)):
-            wanted += [Sizes(number - 2, 5), Sizes(number + 1, 1)] if cached else [Sizes(0, number + 2)]
+            wanted += [Sizes(number - 2, 5)] if cached else [Sizes(0, number + 2)]
+            wanted += [Sizes(number + 1, 1)] if cached and number <= FEW else []
         found = [self.interface.possible(sizes) for sizes in wanted]
-        yield from dict.fromkeys(sizes for sizes in found if sizes is not None)
+        most = MOST_NUMBERS // max(1, heads.query * heads.size)
+        yield from dict.fromkeys(sizes for sizes in found if sizes is not None and sizes.total <= most)
 
     def _difference(self, found: Attention, tried: Sequence[Sizes] = ()) -> str | None:
         """What differs first, and where; None if nothing does."""
@@ -341,10 +347,11 @@ def _tolerance(region: Region) -> float:
 
 
 def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
-    """Whole numbers in a region, from 9 on: what it does may change when as many tokens are there."""
+    """Whole numbers in a region, from 9 on: what it does may change when as many tokens are there. Those of shapes
+    alone are not among them."""
     found: set[int] = set()
     for node in nodes:
-        for value in node.inputs:
+        for value in () if _is_shape(node) else node.inputs:
             tensor = None if value is None or not value.is_initializer() else value.const_value
             if tensor is not None and tensor.size <= 16 and not isinstance(tensor, ir.ExternalTensor):
                 found |= {int(x) for x in tensor.numpy().reshape(-1)} if tensor.dtype.is_integer() else set()
@@ -352,6 +359,12 @@ def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
             if attribute.type == ir.AttributeType.INT:
                 found.add(attribute.as_int())
     return {number for number in map(abs, found) if 8 < number <= LONGEST}
+
+
+def _is_shape(node: ir.Node) -> bool:
+    """Does it take its numbers for a shape, or put them together for one?"""
+    users = [user.op_type for user, _ in node.outputs[0].uses()]
+    return node.op_type in SHAPED or (node.op_type == "Concat" and bool(users) and set(users) <= set(SHAPED))
 
 
 def _scales(nodes: Iterable[ir.Node]) -> list[float]:
@@ -370,7 +383,4 @@ def _scales(nodes: Iterable[ir.Node]) -> list[float]:
 
 
 def _random(seed: int, shape: tuple[int, ...]) -> Array:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
-
-__all__ = ["Attention", "Different", "Heads", "Reader", "Refused", "Region", "operands"]
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)

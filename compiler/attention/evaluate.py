@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from hjgc.compiler.attention.meanings import MEANINGS
 from hjgc.compiler.interface import Array, Interface, Sizes, dimension
-from hjgc.compiler.meanings import MEANINGS
 from hjgc.compiler.rules.rule import DOMAIN, FLOATS, is_op, static_shape
 from hjgc.compiler.tables import read_tensor
 
@@ -85,6 +85,8 @@ class Evaluator:
             raise Unknown(f"it depends on the result of {node.op_type}")
         if node.domain not in ("", "ai.onnx"):
             raise Unknown(f"{node.domain}.{node.op_type} has no reference")
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            raise Unknown(f"{node.op_type} chooses or repeats a part of the graph")
         if node not in self._ops:
             version = self.model.graph.opset_imports.get("", 20)
             self._ops[node] = ReferenceEvaluator(ir.to_proto(node), opsets={"": version})

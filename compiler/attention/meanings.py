@@ -40,7 +40,7 @@ def attend(query: Array, key: Array, value: Array, scale: float, window: int = 0
     key, value = np.repeat(key, group, axis=0), np.repeat(value, group, axis=0)
     ahead = np.arange(total)[None, :] - np.arange(total - new, total)[:, None]
     seen = (ahead <= 0) & ((ahead > -window) if window else True)
-    scores = query @ key.transpose(0, 2, 1) * scale
+    scores = (key @ query.transpose(0, 2, 1)).transpose(0, 2, 1) * scale  # keys are many, and lie in rows
     scores = np.where(seen, scores if bias is None else scores + bias[0], -np.inf)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return shares / shares.sum(axis=-1, keepdims=True) @ value

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from hjgc.compiler.evaluate import Evaluator, Unknown
+from hjgc.compiler.attention.evaluate import Evaluator, Unknown
 from hjgc.compiler.interface import Array, Sizes
 
 ROUNDING = {ir.DataType.FLOAT: 1e-5, ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 2e-2}

@@ -1,0 +1,1 @@
+"""Attention, recognised by what it computes."""
