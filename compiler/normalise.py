@@ -39,9 +39,9 @@ def _run_passes(model: ir.Model) -> None:
         output_size_limit=FOLD_BYTES,
         should_fold=_may_fold,
     )
+    _drop_identities(model.graph)
     Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
@@ -55,6 +55,14 @@ def _choose_cached_branch(graph: ir.Graph) -> None:
     graph.inputs.remove(chosen)
     chosen.const_value = ir.tensor([True], name=BRANCH_INPUT)
     graph.register_initializer(chosen)
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    """Weights that layers share come behind an Identity each."""
+    for node in list(graph):
+        if node.op_type == "Identity" and node.inputs[0] is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
 
 
 def _may_fold(node: ir.Node) -> bool | None:

@@ -23,7 +23,9 @@ from hjgc.plan_format.structs import Note
 
 LAUNCHABLE = ("Embedding", "RotaryAngles", "AttentionInputs", "Attention", "Linear", "GatedLinear", "RmsNorm",
               "VocabularyLogits", "HostCall", "Dequantise")  # fmt: skip
-IN_PATTERNS = frozenset(("Add", "Cos", "Gather", "MatMul", "Mul", "RMSNormalization", "Sigmoid", "Sin", "Transpose"))
+IN_PATTERNS = frozenset(
+    ("Add", "Cos", "Gather", "MatMul", "Mul", "RMSNormalization", "Sigmoid", "Sin", "Split", "Transpose")
+)
 """The ONNX operators that a rule may match: any other that computes with numbers stands in the way itself."""
 
 

@@ -82,7 +82,7 @@ def test_a_function_that_changes_nothing_gives_the_tokens_of_the_plain_plan_whil
             assert session.wait_captured(60)
         count = len(lengths)
         assert found[:count] == found[count : 2 * count] == found[2 * count :], "plainly and by graphs"
-        assert same > 0.9 * 3 * count * (STEPS + 1)
+        assert same > 0.8 * 3 * count * (STEPS + 1)  # a near tie may part one answer of eight at its first token
         used = [entry for entry in static(session) if entry["state"] != "COLD"]
         assert {entry["state"] for entry in used} == {"PROMOTED"}
         assert {entry["segment"] for entry in used if entry["phase"] == "decode"} == {0, 2}

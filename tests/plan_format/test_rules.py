@@ -80,6 +80,36 @@ def twice(place: str) -> Change:
     return change
 
 
+def quantised(
+    *, features: bool = True, dtype: str = "uint8", size: int = 4, length: int = 200, scales: str = "float32",
+    scale_bytes: int = 400, scale_offset: int = 0, zero_bytes: int = 50,
+) -> Change:  # fmt: skip
+    """The embedding [50, 8] in 4 bits, legal but for what is said."""
+
+    def change(tree: dict[str, Any]) -> None:
+        if features:
+            tree["features"].append("quantised_sources")
+        part = {"file": 0, "offset": scale_offset, "length": scale_bytes, "dtype": scales}
+        zeros = {"file": 0, "offset": 0, "length": zero_bytes, "dtype": "uint8"}
+        blocks = {"bits": 4, "size": size, "axis": 1, "scales": part, "zeros": zeros}
+        tree["weights"][0]["sources"][0] |= {"dtype": dtype, "length": length, "blocks": blocks}
+
+    return change
+
+
+def ring(*, told: bool = True, window: int = 4) -> Change:
+    """The first layer's keys in a ring of as many rows as they have, legal but for what is said."""
+
+    def change(tree: dict[str, Any]) -> None:
+        place = next(i for i, state in enumerate(tree["states"]) if state["name"] == "0.key_cache")
+        tree["states"][place]["kind"] = "ring_cache"
+        for phase in tree["phases"]:
+            phase["launches"][2]["attributes"]["ring"] = told
+            phase["launches"][3]["attributes"]["window"] = window
+
+    return change
+
+
 def drop(place: str, index: int) -> Change:
     return lambda tree: _at(tree, place).pop(index)
 
@@ -166,6 +196,18 @@ SMALL: list[tuple[str, Change, str]] = [
     ("a slice past the rows", put("weights.0.sources.0.slice_stop", 51), r"sources\[0\]\.slice_start"),
     ("a slice of nothing", put("weights.0.sources.0.slice_start", 50), r"sources\[0\]\.slice_start"),
     ("rows missing", put("weights.0.sources.0.slice_stop", 49), r"\$\.weights\[0\]\.sources: expected 50 rows"),
+    ("blocks without the feature", quantised(features=False), r"sources\[0\]\.blocks: expected the feature"),
+    ("blocks of wide numbers", quantised(dtype="float32"), r"sources\[0\]\.dtype: expected uint8"),
+    ("blocks of nothing", quantised(size=0), r"blocks\.size: expected 1 to 65536"),
+    ("blocks of half bytes", quantised(size=3), r"blocks\.size: expected rows of whole bytes"),
+    ("packed numbers of another length", quantised(length=400), r"sources\[0\]\.length: expected 200"),
+    ("scales of whole numbers", quantised(scales="int32"), r"blocks\.scales\.dtype: expected a floating"),
+    ("too few scales", quantised(scale_bytes=396), r"blocks\.scales\.length: expected 400"),
+    ("scales past the end", quantised(scale_offset=7000), r"blocks\.scales\.offset: expected 0 to"),
+    ("zero points of another length", quantised(zero_bytes=49), r"blocks\.zeros\.length: expected 50"),
+    ("a ring that nobody is told of", ring(told=False), r"launches\[2\]\.attributes: expected for '0.key_cache' ring"),
+    ("a ring without a window", ring(window=0), r"launches\[3\]\.attributes: expected for '0.key_cache' ring"),
+    ("a ring shorter than its window and a call", ring(window=40), r"launches\[3\]\.attributes"),
     ("columns for rows", put("weights.0.sources.0.transpose", True), r"sources\[0\]: expected rows of \(8,\)"),
     ("a norm on its side", put("weights.1.sources.0.transpose", True), r"sources\[0\]\.transpose"),
     ("weights past the files", put("files.0.bytes", 7200 // 8 - 1), r"sources\[0\]\.offset"),

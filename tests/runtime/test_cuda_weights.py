@@ -12,7 +12,7 @@ import torch
 
 from hjgc.plan_format import PlanError
 from hjgc.plan_format.fingerprint import fingerprint
-from hjgc.plan_format.structs import Source, Weight
+from hjgc.plan_format.structs import Blocks, Part, Source, Weight
 from hjgc.runtime.backends import cuda_weights
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
@@ -46,6 +46,74 @@ def load(folder: Path, driver: FakeDriver, *weights: Weight) -> list[bytes]:
     memory = DeviceMemory(cast(Driver, driver), plan, "stream")
     load_weights(cast(Driver, driver), plan, folder / "plan.hjg", folder, memory)
     return [driver.read(memory.address("weight", i), w.bytes, "").tobytes() for i, w in enumerate(weights)]
+
+
+def numbers_of(values: torch.Tensor, source: Source, blocks: Blocks) -> torch.Tensor:
+    """What a quantised source stands for, number by number."""
+
+    def at(part: int, index: int, bits: int, signed: bool) -> int:
+        byte = int(values[part + index * bits // 8])
+        number = byte if bits == 8 else (byte >> 4 if index % 2 else byte & 15)
+        return number - (1 << bits) if signed and number >= 1 << (bits - 1) else number
+
+    rows, columns = source.shape
+    along, across = (columns, rows) if blocks.axis == 1 else (rows, columns)
+    groups = -(-along // blocks.size)
+    scales = values[blocks.scales.offset : blocks.scales.offset + blocks.scales.length].clone()
+    scales = (
+        scales.view(TORCH[blocks.scales.dtype]).float().view((rows, groups) if blocks.axis == 1 else (groups, across))
+    )
+    filled = groups * blocks.size if blocks.axis == 1 else columns
+    zero_row = -(-scales.shape[1] * blocks.bits // 8) * 8 // blocks.bits
+    made = torch.empty(rows, columns)
+    for r in range(rows):
+        for c in range(columns):
+            at_scale = (r, c // blocks.size) if blocks.axis == 1 else (r // blocks.size, c)
+            zero = 0 if blocks.signed else 1 << (blocks.bits - 1)
+            if blocks.zeros is not None:
+                place = at_scale[0] * zero_row + at_scale[1]
+                zero = at(blocks.zeros.offset, place, blocks.bits, blocks.signed)
+            number = at(source.offset, r * filled + c, blocks.bits, blocks.signed)
+            made[r, c] = torch.tensor(float(number - zero)) * scales[at_scale]
+    return made
+
+
+def quantised(bits: int, size: int, axis: int, *, zeros: bool, signed: bool, scales: str = "float32") -> Source:
+    """A source [12, 10]."""
+    rows, columns = 12, 10
+    groups = (rows, -(-columns // size)) if axis == 1 else (-(-rows // size), columns)
+    width = (groups[1] * size if axis == 1 else columns) * bits // 8
+    kind = {"float32": 4, "float16": 2}[scales]
+    scale = Part(0, 4000, groups[0] * groups[1] * kind, scales)  # type: ignore[arg-type]
+    zero = Part(0, 9001, groups[0] * -(-groups[1] * bits // 8), "uint8") if zeros else None
+    blocks = Blocks(bits, size, axis, scale, zero, signed)  # type: ignore[arg-type]
+    return Source(0, 77, rows * width, "uint8", (rows, columns), blocks=blocks)
+
+
+BLOCKED = {
+    "4 bits, rows filled up": quantised(4, 4, 1, zeros=False, signed=False),
+    "4 bits with zero points": quantised(4, 4, 1, zeros=True, signed=False, scales="float16"),
+    "8 bits with zero points": quantised(8, 3, 1, zeros=True, signed=False),
+    "signed, along the rows": quantised(4, 5, 0, zeros=False, signed=True),
+    "signed with zero points, along the rows": quantised(4, 5, 0, zeros=True, signed=True),
+    "8 bits, signed": quantised(8, 8, 1, zeros=False, signed=True),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKED)
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("slot", [cuda_weights.SLOT_BYTES, 130])
+def test_a_quantised_weight_arrives_as_the_numbers_that_it_stands_for(
+    case: str, transpose: bool, slot: int, tmp_path: Path, driver: FakeDriver, values: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cuda_weights, "SLOT_BYTES", slot)
+    source = msgspec.structs.replace(BLOCKED[case], transpose=transpose, slice_start=1, slice_stop=11)
+    assert source.blocks is not None
+    wanted = numbers_of(values, source, source.blocks)[1:11]
+    wanted = (wanted.T if transpose else wanted).to(torch.float16).contiguous()
+    weight = Weight("w", "float16", tuple(wanted.shape), wanted.numel() * 2, (source,))
+    assert load(tmp_path, driver, weight) == [wanted.view(-1).view(torch.uint8).numpy().tobytes()]
 
 
 def packed(values: torch.Tensor, weight: Weight) -> bytes:

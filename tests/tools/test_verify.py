@@ -243,7 +243,10 @@ def test_weights_are_found_in_the_root_that_is_given(compiled: Path, tmp_path: P
     [
         (("--against", "missing.onnx"), "missing.onnx: expected an ONNX file, found no such file"),
         (("--against", "config.json"), "config.json: expected a model that loads, ONNX Runtime says:"),
-        (("--against", "other.onnx"), "other.onnx: input_ids: expected a decoder with input_ids and logits, found x, y"),
+        (
+            ("--against", "other.onnx"),
+            "other.onnx: input_ids: expected a decoder with input_ids and logits, found x, y",
+        ),
         (("--against", "model.onnx", "--prompt-lengths", "65"), "--prompt-lengths: expected 1 to 64 for this plan"),
         (("--prompt-lengths", "0"), "expected whole numbers"),
         (("--tolerance", "nan"), "--tolerance"),
