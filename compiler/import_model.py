@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from hjgc.plan_format.errors import InputError
 __all__ = ["ImportedModel", "check_external_data", "import_folder", "import_onnx"]
 
 MAX_MODEL_BYTES = 2 << 30
+MAX_CONFIG = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,21 @@ def import_onnx(path: Path) -> ImportedModel:
     Raises InputError for a file that is missing, not ONNX or cut short; CompileError for a graph that ONNX does not
     allow, and for weights that are missing, short or outside the model's folder."""
     data = _read(path)
-    return ImportedModel(_load(data, path, path.parent), path.parent, path.stem, hashlib.sha256(data).hexdigest())
+    model = _load(data, path, path.parent)
+    _note_config(model, path.parent)
+    return ImportedModel(model, path.parent, path.stem, hashlib.sha256(data).hexdigest())
+
+
+def _note_config(model: ir.Model, folder: Path) -> None:
+    """What our own export notes in the file and others leave in a `config.json` beside it: its type and context."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")[:MAX_CONFIG])
+    except (OSError, ValueError, RecursionError):
+        return
+    for name, entry in (("hjgc.context", "max_position_embeddings"), ("hjgc.model_type", "model_type")):
+        found = config.get(entry) if isinstance(config, dict) else None
+        if isinstance(found, int | str):
+            model.metadata_props.setdefault(name, str(found))
 
 
 def import_folder(folder: Path) -> ImportedModel:

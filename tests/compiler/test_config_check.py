@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from hjgc.compiler import compile_model
@@ -51,3 +52,14 @@ def test_what_differs_is_named_with_both_numbers(
 
 def test_a_config_of_another_network_says_nothing(tmp_path: Path) -> None:
     assert notes(tmp_path, "gqa", model_type="gpt2") == ()
+
+
+def test_a_file_that_notes_no_context_has_that_of_the_config_beside_it(tmp_path: Path) -> None:
+    model = copy_of("gqa", tmp_path)
+    proto = onnx.load(model, load_external_data=False)
+    proto.producer_name = "somebody"
+    del proto.metadata_props[:]
+    model.unlink()
+    onnx.save(proto, model)
+    plan = compile_model(model, tmp_path / "plan.hjg").plan
+    assert (plan.model.context, plan.model.architecture) == (1024, "llama")
