@@ -3,6 +3,7 @@ they are loaded."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -110,6 +111,7 @@ class _Lifter:
         return values, scales, zeros
 
     def _dequantised(self, found: Numbers, node: ir.Node) -> ir.Value:
+        _check_sizes(found)
         if found not in self._made:
             attributes = [
                 ir.AttrInt64s("shape", found.shape),
@@ -129,6 +131,27 @@ class _Lifter:
         return self._made[found]
 
 
+def _check_sizes(found: Numbers) -> None:
+    """Raises LookupError unless there are as many numbers, scales and zero points as the shape wants."""
+    if found.size < 1 or min(found.shape) < 1:
+        raise LookupError(f"its blocks have {found.size} numbers")
+    rows, columns = found.shape
+    groups = -(-(columns if found.axis == 1 else rows) // found.size)
+    scales = rows * groups if found.axis == 1 else groups * columns
+    width = groups * found.size if found.axis == 1 else columns
+    wanted = {
+        "numbers": (found.values, rows * width * found.bits // 8),
+        "zero points": (found.zeros, -(-(scales // (rows if found.axis == 1 else groups)) * found.bits // 8)),
+    }
+    if math.prod(_shape(found.scales)) != scales:
+        raise LookupError(f"it has {math.prod(_shape(found.scales))} scales, not {scales}")
+    for name, (value, count) in wanted.items():
+        tensor = None if value is None else value.const_value
+        count *= (rows if found.axis == 1 else groups) if name == "zero points" else 1
+        if tensor is not None and tensor.nbytes != count:
+            raise LookupError(f"its {name} take {tensor.nbytes} bytes, not {count}")
+
+
 def _cut(node: ir.Node, columns: int) -> tuple[ir.Node, int]:
     """Columns of rows that a Slice cuts to before anybody sees them, which blocks had filled up, and that Slice."""
     users = {user for user, _ in node.outputs[0].uses()}
@@ -136,14 +159,11 @@ def _cut(node: ir.Node, columns: int) -> tuple[ir.Node, int]:
         return node, columns
     (cut,) = users
     numbers = [constant_ints(value) for value in cut.inputs[1:]]
-    if (
-        cut.op_type == "Slice"
-        and len(numbers) >= 3
-        and numbers[0] == (0,)
-        and numbers[2] in ((-1,), (2,))
-        and numbers[1]
-    ):
-        return cut, min(columns, numbers[1][0])
+    plain = cut.op_type == "Slice" and len(numbers) in (3, 4) and numbers[3:] in ([], [(1,)])
+    if not plain or numbers[0] != (0,) or numbers[2] not in ((-1,), (2,)) or node.outputs[0].is_graph_output():
+        return node, columns
+    if numbers[1] is not None and 0 < numbers[1][0] <= columns:
+        return cut, numbers[1][0]
     return node, columns
 
 

@@ -9,9 +9,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hjgc.compiler.attention.evaluate import SHAPES, cone
+from hjgc.compiler.attention.meanings import has_meaning
 from hjgc.compiler.attention.regions import ATTENTION, PARTS, AttentionFinder
 from hjgc.compiler.check_onnx import written_by
-from hjgc.compiler.interface import Interface, read_interface
+from hjgc.compiler.interface import Interface, read_interface, unknown_inputs
 from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift
 from hjgc.compiler.rules.rule import DOMAIN, Journal, apply_rules, is_op, node_name, source_nodes
@@ -40,10 +41,11 @@ class Recognised:
 def recognise(model: ir.Model, path: Path) -> Recognised:
     """Rewrite the graph in place. Raises CompileError that names the first node no rule covers."""
     journal = Journal()
+    lift_quantised(model, journal)
     interface = read_interface(model, path)
     _check_host_functions(model, path)
-    lift_quantised(model, journal)
     drop_counted_outputs(model, interface)
+    _check_interface(model, interface, path)
     simplify(model, interface, journal)
     apply_rules(model, lift.RULES, journal)
     attention = AttentionFinder(model, interface, journal).replace_all()
@@ -75,6 +77,20 @@ def _is_counted(value: ir.Value, interface: Interface) -> bool:
     taken = {operand for node in nodes for operand in node.inputs if operand is not None} | {value}
     sources = (operand for operand in taken if operand.producer() is None)
     return all(source.is_initializer() or source in interface.others for source in sources)
+
+
+def _check_interface(model: ir.Model, interface: Interface, path: Path) -> None:
+    """Nothing is asked for that a plan cannot give, and nothing is wanted that nobody knows."""
+    for value in model.graph.outputs:
+        if value is not interface.logits and value not in interface.presents:
+            problem = "expected logits and the caches with new rows, found more"
+            raise CompileError(path, problem, field=f"output {value.name}", next_step="export it without this output")
+    for value in unknown_inputs(interface):
+        if value.uses():
+            problem = (
+                "expected token ids, positions, masks, lengths and caches, found what is none of these by its name"
+            )
+            raise CompileError(path, problem, field=f"input {value.name}", next_step="export it without this input")
 
 
 def _check_outputs(model: ir.Model, path: Path) -> None:
@@ -131,7 +147,7 @@ def _refuse_leftovers(model: ir.Model, journal: Journal, attention: set[ir.Node]
         return
     why = _reasons(journal)
     refused = {note.node: note.rule for note in journal.notes.values() if note.rule in (ATTENTION, PARTS)}
-    numbers = _of_numbers(model, ids) - attention
+    numbers = _of_numbers(model, ids) - {node for node in attention if has_meaning(node)}
     node = min(leftovers, key=lambda node: _likelihood(node, why, refused, numbers))
     near = f" ({'; '.join(why[node_name(node)])})" if node_name(node) in why else ""
     if not near or refused.get(node_name(node)) == PARTS:

@@ -21,6 +21,7 @@ from hjgc.compiler.rules.rule import (
 from hjgc.compiler.tables import read_tensor
 
 BOOLEAN = ("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor")
+WIDE = 1 << 15
 CHOICES = ("Slice", "Gather", "Unsqueeze", "Squeeze", "Identity")
 INTEGER = ("ArgMax", "ArgMin", "NonZero", "Shape", "Size")
 
@@ -33,7 +34,7 @@ def simplify(model: ir.Model, interface: Interface, journal: Journal) -> None:
     for node in list(model.graph):
         if node.op_type in ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"):
             _lift_named_norm(model, node)
-        elif node.op_type == "QuickGelu" and node.attributes["alpha"].as_float() == 1.0:
+        elif node.op_type == "QuickGelu" and _number(node, "alpha", 1.702) == 1.0:
             _replace(model, [node], ir.Node(DOMAIN, "Silu", node.inputs, num_outputs=1), node.outputs[0])
         elif node.op_type == "FusedMatMul":
             _spell_product(model, node)
@@ -104,19 +105,18 @@ def drop_choice_of_rows(model: ir.Model, interface: Interface) -> None:
 
 
 def _keeps_last_row(evaluator: Evaluator, rows: ir.Value, source: ir.Value, interface: Interface) -> bool:
-    """Tried at some sizes."""
-    for wanted in (Sizes(0, 1), Sizes(0, 5), Sizes(3, 4), Sizes(6, 1)):
-        sizes = interface.possible(wanted)
-        if sizes is None:
-            continue
-        given = np.random.default_rng(0).standard_normal((sizes.batch, sizes.new, 8)).astype(np.float32)
+    """Tried at some sizes, and with rows wider than any that is cut."""
+    tried = [interface.possible(sizes) for sizes in (Sizes(0, 1), Sizes(0, 5), Sizes(0, 700), Sizes(3, 4), Sizes(6, 1))]
+    found = [sizes for sizes in tried if sizes is not None]
+    for sizes in found:
+        given = np.random.default_rng(0).standard_normal((sizes.batch, sizes.new, WIDE), np.float32)
         try:
             (chosen,) = evaluator.run([rows], {source: given}, sizes)
         except Unknown:
             return False
         if chosen.ndim != 3 or not np.array_equal(chosen[:, -1], given[:, -1]):
             return False
-    return True
+    return bool(found)
 
 
 def _give_out(model: ir.Model, interface: Interface, made: ir.Value, source: ir.Value) -> None:
@@ -131,18 +131,22 @@ def _give_out(model: ir.Model, interface: Interface, made: ir.Value, source: ir.
 
 
 def _lift_named_norm(model: ir.Model, node: ir.Node) -> None:
-    """(Skip)SimplifiedLayerNormalization, in whatever domain: the sum, then the norm."""
+    """(Skip)SimplifiedLayerNormalization over the last axis, of ONNX Runtime's whatever its domain: the sum, then the
+    norm."""
     skip = node.op_type.startswith("Skip")
     x, before = node.inputs[0], list[ir.Node]()
     weight = node.inputs[2 if skip else 1]
+    last = node.attributes.get_int("axis", -1) in (-1, 2)
+    used = any(value.uses() or value.is_graph_output() for value in node.outputs[1:3])
+    if node.domain not in ("", "com.microsoft") or not last or used or len(static_shape(weight) or ()) != 1:
+        return
     if skip:
         add = ir.Node("", "Add", [x, node.inputs[1]], num_outputs=1)
         before, x = [add], add.outputs[0]
         x.shape, x.type = node.inputs[0].shape if node.inputs[0] else None, node.outputs[0].type
         if len(node.inputs) > 3 and node.inputs[3] is not None:
             return
-    given = node.attributes.get("epsilon")
-    epsilon = ir.AttrFloat32("epsilon", 1e-5 if given is None else given.as_float())
+    epsilon = ir.AttrFloat32("epsilon", _number(node, "epsilon", 1e-5))
     norm = ir.Node(DOMAIN, "RmsNorm", [x, weight], [epsilon], num_outputs=1)
     norm.outputs[0].shape, norm.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     for made in (*before, norm):
@@ -204,8 +208,8 @@ def _norm_from(mean: ir.Node) -> tuple[ir.Value, ir.Value, float, list[ir.Node]]
     scaled, between = _scaled(root, x)
     product = _only_user(scaled)
     weight = _other(product, scaled.outputs[0])
-    if product.op_type != "Mul" or not is_weight(weight):
-        raise LookupError("it is not multiplied by a weight")
+    if product.op_type != "Mul" or not is_weight(weight) or len(static_shape(weight) or ()) != 1:
+        raise LookupError("it is not multiplied by a weight of one axis")
     return x, weight, epsilon, [square, mean, add, root, *between, scaled, product]
 
 
@@ -229,6 +233,11 @@ def _scaled(root: ir.Node, x: ir.Value) -> tuple[ir.Node, list[ir.Node]]:
         if product.op_type == "Mul" and x in product.inputs:
             return product, [user]
     raise LookupError("what is normalised is not divided by the root")
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    found = node.attributes.get(name)
+    return default if found is None else found.as_float()
 
 
 def _axes(mean: ir.Node) -> list[int]:

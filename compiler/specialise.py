@@ -222,7 +222,13 @@ class _Builder:
 
     def _window(self, attention: ir.Node) -> int:
         """Keys that a query sees; 0 for all, also where no key ever leaves it."""
-        window = attention.attributes.get_int("window", 0)
+        window, untried = attention.attributes.get_int("window", 0), attention.attributes.get_int("untried", 0)
+        if 0 < untried <= self.context:
+            problem = (
+                f"expected a context below {untried}, up to which its attention could be tried, found {self.context}"
+            )
+            field = f"node {node_name(attention)}"
+            raise CompileError(self.path, problem, field=field, next_step="give a smaller --context")
         return window if window <= self.context else 0
 
     def _visit_Attention(self, node: ir.Node) -> None:

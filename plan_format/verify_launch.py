@@ -130,7 +130,7 @@ class LaunchVerifier:
                 continue
             window = launch.attributes.get("window", 0)
             fits = type(window) is int and 0 < window <= entry.shape[1] - most
-            told = launch.attributes.get("ring") is True
+            told = launch.attributes.get("ring") is True and most <= entry.shape[1]
             wanted = f"for {entry.name!r} ring, or a window of 1 to {entry.shape[1] - most}"
             self.check.require(fits or told, f"{where}.attributes", wanted, dict(launch.attributes))
 

@@ -12,6 +12,8 @@ from hjgc.plan_format.quantised import grid, row_bytes, zero_row_bytes
 from hjgc.plan_format.structs import Blocks, Part, Plan, Source, State, Weight, WeightFile
 
 MAX_BLOCK = 1 << 16
+MAX_COLUMNS = 1 << 20
+"""Of a quantised source: a row of them is dequantised at a time."""
 MAX_TABLE_BYTES = 1 << 40
 MAX_AXES = 8
 MAX_WIDENING = 8
@@ -109,6 +111,7 @@ def _check_blocks(plan: Plan, source: Source, blocks: Blocks, where: str, check:
     check.require("quantised_sources" in plan.features, f"{where}.blocks", "the feature quantised_sources", "none")
     check.require(source.dtype == "uint8", f"{where}.dtype", "uint8 for a quantised source", source.dtype)
     check.require(len(source.shape) == 2, f"{where}.shape", "two axes of a quantised source", source.shape)
+    check.require(source.shape[1] <= MAX_COLUMNS, f"{where}.shape", f"at most {MAX_COLUMNS} columns", source.shape)
     check.require(1 <= blocks.size <= MAX_BLOCK, f"{where}.blocks.size", f"1 to {MAX_BLOCK}", blocks.size)
     whole = (blocks.size if blocks.axis == 1 else source.shape[1]) * blocks.bits % 8 == 0
     check.require(whole, f"{where}.blocks.size", "rows of whole bytes", f"blocks of {blocks.size} along {blocks.axis}")

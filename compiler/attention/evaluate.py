@@ -135,7 +135,8 @@ class Evaluator:
             value = node.inputs[0]
 
     def _cache_shape(self, value: ir.Value, sizes: Sizes) -> tuple[int, ...]:
-        assert value.shape is not None
+        if value.shape is None or len(value.shape) != 4:
+            raise Unknown(f"{value.name} is not said to be [1, heads, past, size]")
         known = self.cache or (None, None)
         heads, size = dimension(value.shape[1]) or known[0], dimension(value.shape[3]) or known[1]
         if heads is None or size is None:

@@ -57,7 +57,7 @@ def _of_angles(
 def _of_tables(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
     """The angles of two tables [positions, size / 2 or size] whose rows are cosines and sines of multiples of one
     row."""
-    tables = {value: None for node in nodes for value in node.inputs if value is not None and _may_be_table(value)}
+    tables = {value: None for node in nodes for value in node.inputs if value is not None and may_be_table(value)}
     arrays = [evaluator.run([value], {}, Sizes(0, 1))[0] for value in tables]
     kinds = [value.const_value.dtype for value in tables if value.const_value is not None]
     cosines = [(array, kind) for array, kind in zip(arrays, kinds, strict=True) if np.allclose(array[0], 1.0)]
@@ -68,7 +68,8 @@ def _of_tables(evaluator: Evaluator, nodes: list[ir.Node]) -> Iterator[Array]:
                 yield fitted
 
 
-def _may_be_table(value: ir.Value) -> bool:
+def may_be_table(value: ir.Value) -> bool:
+    """A constant [positions, numbers] of floats."""
     tensor = value.const_value
     if tensor is None or not value.is_initializer() or len(tensor.shape) != 2:
         return False

@@ -169,6 +169,11 @@ def _float(node: ir.Node, name: str, default: float) -> float:
     return default if found is None else float(found.as_float())
 
 
+def has_meaning(node: ir.Node) -> bool:
+    """Can it be computed with, by ONNX's reference or by ours?"""
+    return node.domain in ("", "ai.onnx", DOMAIN) or (node.domain, node.op_type) in MEANINGS
+
+
 MEANINGS: dict[tuple[str, str], Meaning] = {
     ("", "Cast"): _cast,
     ("", "SimplifiedLayerNormalization"): _simplified_norm,

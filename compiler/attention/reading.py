@@ -11,20 +11,22 @@ import numpy as np
 import onnx_ir as ir
 
 from hjgc.compiler.attention.evaluate import SHAPES, Evaluator, Uncomputable, cone, linear_columns
-from hjgc.compiler.attention.frequencies import frequencies
+from hjgc.compiler.attention.frequencies import frequencies, may_be_table
 from hjgc.compiler.attention.meanings import attend, merge_heads, rms_norm, rotate, split_heads
 from hjgc.compiler.interface import Array, Interface, Role, Sizes, dimension
 from hjgc.compiler.rules.rule import is_op
 from hjgc.compiler.tables import read_tensor
 
-TOLERANCES = {ir.DataType.FLOAT: 2e-4, ir.DataType.FLOAT16: 5e-3, ir.DataType.BFLOAT16: 4e-2}
-"""Of the largest number, by the coarsest constant that the region has: sums of float32 in another order differ by less
-than a tenth of it, and a scale or a table of cosines in half precision is off by as much as it is rounded."""
+TOLERANCES = {ir.DataType.FLOAT: 2e-4, ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 1e-2}
+"""Of the largest number, by the coarsest table of cosines that the region has: sums of float32 in another order differ
+by less than a tenth of the first, and what is rounded to half precision is off by less than a half of the others."""
 LONGEST = 1 << 17
-MOST_NUMBERS = 1 << 25
+MOST_NUMBERS = 1 << 26
 """Sizes at which a graph may change what it does are looked for up to here: tokens, and numbers in a cache of them."""
 FEW = 256
 """Tokens after which one alone is tried too."""
+LARGE, LOOSER = 6.0, 8.0
+"""Numbers so many times as large are tried too; of large scores rounding takes more."""
 MUST = 2
 """Sizes, the first ones, that a region must take."""
 SHAPED = ("Expand", "Reshape", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
@@ -98,6 +100,8 @@ class Attention:
     scale: float
     window: int = 0
     norms: tuple[int, ...] = ()
+    untried: int = 0
+    """Tokens from which on it was not tried, though a number in it says that it may change there; 0 for none."""
     places: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """Node and output of the region that hold what our launches keep, if some do: `query` [1, H, S, D], `cos` and `sin`
     [1, S, D / 2]."""
@@ -133,13 +137,15 @@ class Reader:
             for numbers in frequencies(self.evaluator, self.region.nodes, heads.size, given, first):
                 reason, found = self._fitted(replace(plain, frequencies=numbers))
                 if found is not None:
-                    return replace(found, places=self._places(found))
+                    return replace(found, places=self._places(found), untried=self._untried(heads))
                 refusal = Different(reason)
         raise refusal
 
     def _heads(self, sizes: Sizes) -> Heads:
         """From the attributes of an operator, the cache, or the scores."""
         widths = [linear_columns(value) for value in self.region.linears]
+        if not widths:
+            raise Refused("its query, key and value are not products with weights")
         query, cache = self._named_heads()
         kept = [*self.region.caches.values(), *self.region.presents.values()]
         size = next((size for value in kept if (size := _axis(value, 3))), None)
@@ -155,7 +161,8 @@ class Reader:
         """Heads of the query and of the cache, where an operator says so."""
         for node in self.region.nodes:
             if node.op_type in ("GroupQueryAttention", "MultiHeadAttention"):
-                return node.attributes["num_heads"].as_int(), node.attributes.get_int("kv_num_heads", 0) or None
+                counts = (node.attributes.get_int(name, 0) or None for name in ("num_heads", "kv_num_heads"))
+                return next(counts), next(counts)
         return None, None
 
     def _heads_of_scores(self, sizes: Sizes) -> int:
@@ -229,20 +236,27 @@ class Reader:
     def _tried_sizes(self, heads: Heads) -> Iterator[Sizes]:
         """Some small ones, and those around every number that the region computes with, as far as the graph takes
         them."""
-        cached, wanted = bool(self.region.caches), [Sizes(0, 5), Sizes(0, 1)]
+        cached, wanted = bool(self.region.caches), [Sizes(0, 5), Sizes(0, 1), Sizes(0, 24), Sizes(0, 300)]
         if cached:
-            wanted = [Sizes(0, 5), Sizes(2, 1), Sizes(3, 4), Sizes(0, 1), Sizes(1, 6)]
+            wanted = [Sizes(0, 5), Sizes(2, 1), Sizes(3, 4), Sizes(0, 1), Sizes(9, 6), Sizes(0, 24), Sizes(600, 3)]
         for number in sorted(_numbers(self.region.nodes)):
             wanted += [Sizes(number - 2, 5)] if cached else [Sizes(0, number + 2)]
             wanted += [Sizes(number + 1, 1)] if cached and number <= FEW else []
         found = [self.interface.possible(sizes) for sizes in wanted]
-        most = MOST_NUMBERS // max(1, heads.query * heads.size)
+        most = self._most(heads)
         yield from dict.fromkeys(sizes for sizes in found if sizes is not None and sizes.total <= most)
+
+    def _most(self, heads: Heads) -> int:
+        """Tokens that it is tried with."""
+        return MOST_NUMBERS // max(1, heads.query * heads.size)
+
+    def _untried(self, heads: Heads) -> int:
+        return min((number for number in _numbers(self.region.nodes) if number + 3 > self._most(heads)), default=0)
 
     def _difference(self, found: Attention, tried: Sequence[Sizes] = ()) -> str | None:
         """What differs first, and where; None if nothing does."""
-        for sizes in tried or self._sizes:
-            given, rows = self._given(found, sizes)
+        for sizes, factor in self._trials(tried):
+            given, rows = self._given(found, sizes, factor=factor)
             wanted = [_compute(found, self.region, each, sizes) for each in rows]
             targets = {"y": self.region.target, **self.region.presents}
             try:
@@ -251,12 +265,18 @@ class Reader:
                 if sizes in self._sizes[:MUST]:
                     raise
                 continue
+            tolerance = self._tolerance * (1.0 if factor == 1.0 else LOOSER)
             for name, got in zip(targets, numbers, strict=True):
-                if not _same(np.stack([each[name] for each in wanted]), got, sizes, self._tolerance):
+                if not _same(np.stack([each[name] for each in wanted]), got, sizes, tolerance):
                     what = "what it gives is not that" if name == "y" else f"the {name}s that it caches are not those"
                     where = f"{sizes.past} tokens cached and {sizes.new} new"
                     return f"{what} of causal attention with rotated heads, seen with {where}"
         return None
+
+    def _trials(self, tried: Sequence[Sizes]) -> Iterator[tuple[Sizes, float]]:
+        """These sizes, or all; the first of all with large numbers too, which something may cut off."""
+        yield from ((sizes, 1.0) for sizes in tried or self._sizes)
+        yield from () if tried else ((self._sizes[0], LARGE),)
 
     def _places(self, found: Attention) -> dict[str, tuple[int, int]]:
         """Where the region has what our launches keep too: for those who compare the two."""
@@ -279,12 +299,13 @@ class Reader:
         return places
 
     def _given(
-        self, found: Attention, sizes: Sizes, only: str = ""
+        self, found: Attention, sizes: Sizes, only: str = "", factor: float = 1.0
     ) -> tuple[dict[ir.Value, Array], list[dict[str, Array]]]:
-        """Random numbers, for the graph, and of each sequence for our words; zeros but for one part, if said."""
+        """Random numbers times a factor, for the graph, and of each sequence for our words; zeros but for one part, if
+        said."""
         seed = sizes.past * 4096 + sizes.new
         parts = {
-            name: _random(seed + i, (sizes.batch, sizes.new, width)) * (only in ("", name))
+            name: _random(seed + i, (sizes.batch, sizes.new, width)) * np.float32(factor * (only in ("", name)))
             for i, (name, width) in enumerate(zip(("query", "key", "value"), found.heads.widths, strict=True))
         }
         whole = list(parts.values()) if len(found.order) == 3 else [np.concatenate(list(parts.values()), axis=-1)]
@@ -342,23 +363,30 @@ def _same(expected: Array, got: Array, sizes: Sizes, tolerance: float) -> bool:
 
 
 def _tolerance(region: Region) -> float:
-    kinds = {value.const_value.dtype for value in operands(region.nodes) if value.const_value is not None}
-    return max((TOLERANCES[kind] for kind in kinds if kind in TOLERANCES), default=TOLERANCES[ir.DataType.FLOAT])
+    kinds = {value.const_value.dtype for value in operands(region.nodes) if may_be_table(value) and value.const_value}
+    return max((TOLERANCES[kind] for kind in kinds), default=TOLERANCES[ir.DataType.FLOAT])
 
 
 def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
-    """Whole numbers in a region, from 9 on: what it does may change when as many tokens are there. Those of shapes
-    alone are not among them."""
+    """Whole numbers in a region, and how long its tables are: what it does may change when as many tokens are there.
+    Those of shapes alone are not among them."""
     found: set[int] = set()
+    nodes = list(nodes)
+    norms = {node.inputs[1] for node in nodes if is_op(node, "RmsNorm")}
     for node in nodes:
         for value in () if _is_shape(node) else node.inputs:
             tensor = None if value is None or not value.is_initializer() else value.const_value
-            if tensor is not None and tensor.size <= 16 and not isinstance(tensor, ir.ExternalTensor):
-                found |= {int(x) for x in tensor.numpy().reshape(-1)} if tensor.dtype.is_integer() else set()
+            if tensor is None or value is None or value in norms:
+                continue
+            if tensor.size <= 16 and not isinstance(tensor, ir.ExternalTensor) and tensor.dtype != ir.DataType.STRING:
+                numbers = np.asarray(tensor.numpy(), np.float64).reshape(-1)
+                found |= {int(x) for x in numbers if abs(x) <= LONGEST and x == int(x)}
+            elif len(tensor.shape) > 1:
+                found |= {int(axis) for axis in tensor.shape.numpy()}
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.INT:
                 found.add(attribute.as_int())
-    return {number for number in map(abs, found) if 8 < number <= LONGEST}
+    return {number for number in map(abs, found) if 1 < number <= LONGEST}
 
 
 def _is_shape(node: ir.Node) -> bool:

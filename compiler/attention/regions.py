@@ -73,7 +73,11 @@ class AttentionFinder:
         self._check_caches(region)
         key = _fingerprint(region)
         if key not in self._found:
-            self._found[key] = Reader(self.evaluator, self.interface, region).read()
+            try:
+                self._found[key] = Reader(self.evaluator, self.interface, region).read()
+            except (LookupError, ValueError, ArithmeticError) as error:  # what numbers that do not fit each other raise
+                words = " ".join(str(error).split())[:120]
+                raise Refused(f"its sizes do not fit each other ({words or type(error).__name__})") from error
         return self._found[key]
 
     def _check_caches(self, region: Region) -> None:
@@ -114,7 +118,8 @@ class AttentionFinder:
 
     def _insert(self, region: Region, sources: list[ir.Node], made: ir.Node, found: Attention) -> None:
         scale, window = ir.AttrFloat32("scale", found.scale), ir.AttrInt64("window", found.window)
-        attention = ir.Node(DOMAIN, "Attention", made.outputs, [scale, window], num_outputs=1)
+        attributes = [scale, window, ir.AttrInt64("untried", found.untried)]
+        attention = ir.Node(DOMAIN, "Attention", made.outputs, attributes, num_outputs=1)
         names = dict.fromkeys(name for node in sources for name in source_nodes(node))
         made.metadata_props[NODES_KEY] = attention.metadata_props[NODES_KEY] = "\n".join(names)
         values = (_value(region, found, "query"), region.presents.get("key"), region.presents.get("value"))

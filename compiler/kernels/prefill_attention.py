@@ -126,11 +126,11 @@ def prefill_attention(
         else:
             peak, total, sums = attend_blocks(
                 q, keys, values, positions, 0, seen_by_all, None, steep, peak, total, sums,
-                D, BLOCK_D, BLOCK_N, 0, 0, STAGES,
+                D, BLOCK_D, BLOCK_N, WINDOW, WINDOW, STAGES,
             )  # fmt: skip
             peak, total, sums = attend_blocks(
                 q, keys, values, positions, seen_by_all, last, end, steep, peak, total, sums,
-                D, BLOCK_D, BLOCK_N, 0, 0, STAGES,
+                D, BLOCK_D, BLOCK_N, WINDOW, WINDOW, STAGES,
             )  # fmt: skip
         tl.store(y + places, (sums / total[:, None]).to(y.dtype.element_ty), mask=inside)
 

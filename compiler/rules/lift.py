@@ -55,7 +55,9 @@ class LiftRmsNorm(Rule):
         rank = len(static_shape(m["y"]) or ())
         if producer(m["y"]).attributes.get_int("axis", -1) not in (-1, rank - 1):
             return "it normalises over more than the last axis"
-        return None if is_weight(m["weight"]) else "its scale is computed, not a weight"
+        if not is_weight(m["weight"]):
+            return "its scale is computed, not a weight"
+        return None if len(static_shape(m["weight"]) or ()) == 1 else "its scale has not one axis"
 
     def replace(self, op: Any, m: Match) -> Any:
         epsilon = scalar_float(producer(m["y"]).attributes.get("epsilon"), 1e-5)
