@@ -44,15 +44,16 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     lift_quantised(model, journal)
     interface = read_interface(model, path)
     _check_host_functions(model, path)
+    _check_inputs(interface, path)
     drop_counted_outputs(model, interface)
-    _check_interface(model, interface, path)
+    _check_outputs(model, (interface.logits, *interface.presents), path)
     simplify(model, interface, journal)
     apply_rules(model, lift.RULES, journal)
     attention = AttentionFinder(model, interface, journal).replace_all()
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
     _refuse_leftovers(model, journal, attention, interface.ids, path)
-    _check_outputs(model, path)
+    _check_outputs(model, tuple(value for value in model.graph.outputs if value not in interface.presents), path)
     _check_head(model, path)
     return Recognised(model, _standing(journal, model))
 
@@ -79,28 +80,20 @@ def _is_counted(value: ir.Value, interface: Interface) -> bool:
     return all(source.is_initializer() or source in interface.others for source in sources)
 
 
-def _check_interface(model: ir.Model, interface: Interface, path: Path) -> None:
-    """Nothing is asked for that a plan cannot give, and nothing is wanted that nobody knows."""
-    for value in model.graph.outputs:
-        if value is not interface.logits and value not in interface.presents:
-            problem = "expected logits and the caches with new rows, found more"
-            raise CompileError(path, problem, field=f"output {value.name}", next_step="export it without this output")
+def _check_inputs(interface: Interface, path: Path) -> None:
+    """Nothing is wanted that nobody knows."""
     for value in unknown_inputs(interface):
         if value.uses():
-            problem = (
-                "expected token ids, positions, masks, lengths and caches, found what is none of these by its name"
-            )
+            problem = "expected token ids, positions, masks, lengths and caches, found none of these by its name"
             raise CompileError(path, problem, field=f"input {value.name}", next_step="export it without this input")
 
 
-def _check_outputs(model: ir.Model, path: Path) -> None:
-    """The logits alone are left. What else the graph gives has no place in a plan."""
+def _check_outputs(model: ir.Model, allowed: tuple[ir.Value, ...], path: Path) -> None:
+    """Nothing is asked for that a plan cannot give: hidden states, another layer's cache."""
     for value in model.graph.outputs:
-        if value.name != "logits":
-            problem = (
-                "expected logits and present.N.key/value, each past_key_values.N.key/value with new rows, found more"
-            )
-            raise CompileError(path, problem, field=f"output {value.name}", next_step="export it with `hjgc export`")
+        if value not in allowed:
+            problem = "expected logits and each layer's keys and values with new rows, found more"
+            raise CompileError(path, problem, field=f"output {value.name}", next_step="export it without this output")
 
 
 def _check_host_functions(model: ir.Model, path: Path) -> None:
