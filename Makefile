@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## trace the demo model, compile it, run the plan; leaves dem
 	$(BIN)/hjgc run demo/plan.hjg --prompt "If the file" --temperature 0.7 --repetition-penalty 1.1 --seed 0 --stats
 
 test: $(INSTALLED) ## run every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu and not browser"
+	$(BIN)/python -m pytest -m "not gpu and not browser and not exporters"
 
 test-viewer: $(INSTALLED) ## the tests of the page of `hjgc view`, in Chromium ($$HJGC_BROWSER; with its driver)
 	$(BIN)/python -m pytest -m browser tests/viewer

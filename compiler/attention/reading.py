@@ -4,6 +4,7 @@ then it is run on random ones, and its results are compared with what our launch
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,8 @@ MOST_NUMBERS = 1 << 26
 """Sizes at which a graph may change what it does are looked for up to here: tokens, and numbers in a cache of them."""
 FEW = 256
 """Tokens after which one alone is tried too."""
+MOST_FLOAT = 1 << 13
+"""Larger floats are bases of angles and marks in masks, not counts of tokens."""
 LARGE, LOOSER = 6.0, 8.0
 """Numbers so many times as large are tried too; of large scores rounding takes more."""
 MUST = 2
@@ -125,6 +128,8 @@ class Reader:
         if first is None:
             raise Refused("its cache has room for no token")
         heads = self._heads(first)
+        if min(heads.query, heads.cache, heads.size) < 1:
+            raise Refused("how many heads it has is not known")
         self.evaluator.cache = heads.cache, heads.size
         self._sizes = list(self._tried_sizes(heads))
         self._tolerance = _tolerance(self.region)
@@ -248,7 +253,9 @@ class Reader:
 
     def _most(self, heads: Heads) -> int:
         """Tokens that it is tried with."""
-        return MOST_NUMBERS // max(1, heads.query * heads.size)
+        if not self.region.caches:  # as many queries as keys
+            return math.isqrt(MOST_NUMBERS // heads.query)
+        return MOST_NUMBERS // (heads.query * heads.size)
 
     def _untried(self, heads: Heads) -> int:
         return min((number for number in _numbers(self.region.nodes) if number + 3 > self._most(heads)), default=0)
@@ -380,7 +387,8 @@ def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
                 continue
             if tensor.size <= 16 and not isinstance(tensor, ir.ExternalTensor) and tensor.dtype != ir.DataType.STRING:
                 numbers = np.asarray(tensor.numpy(), np.float64).reshape(-1)
-                found |= {int(x) for x in numbers if abs(x) <= LONGEST and x == int(x)}
+                most = LONGEST if tensor.dtype.is_integer() else MOST_FLOAT
+                found |= {int(x) for x in numbers if abs(x) <= most and x == int(x)}
             elif len(tensor.shape) > 1:
                 found |= {int(axis) for axis in tensor.shape.numpy()}
         for attribute in node.attributes.values():

@@ -56,9 +56,9 @@ GENAI_5 = (
     "qwen3-cpu-int4-block128", "qwen3-cuda-fp16",
 )  # fmt: skip
 TRANSFORMERS_5 = (
-    "llama2-fixed/decode", "llama2-opset23/decode", "llama2-ort-cpu/decode", "llama2-ort-cuda/decode",
-    "llama2-static/decode", "llama2-static/prefill", "llama2-whole", "llama2/decode", "llama2/prefill",
-    "llama2-multi/decode", "llama3-ort-cpu/prefill", "mistral-multi/decode", "mistral-multi/prefill",
+    "llama2-fixed/decode", "llama2-fp16/prefill", "llama2-multi/decode", "llama2-opset23/decode",
+    "llama2-ort-cpu/decode", "llama2-ort-cuda/decode", "llama2-static/decode", "llama2-static/prefill", "llama2-whole",
+    "llama2/decode", "llama2/prefill", "llama3-ort-cpu/prefill", "mistral-multi/decode", "mistral-multi/prefill",
     "mistral-padded/decode", "qwen3-multi/decode", "qwen3-static/decode",
 )  # fmt: skip
 KEPT = (
