@@ -19,7 +19,9 @@ from tests.compiler.exports import with_host_function
 from tests.gpu.served import answered, checkpoint, plan, prompt, target
 
 Rows = NDArray[np.float32]
-CONTEXT, LENGTHS, STEPS = 1024, (1, 5, 17, 33, 65, 200, 511, 600), 24
+CONTEXT, LENGTHS, STEPS = 1024, (1, 5, 17, 33, 65, 200, 511, 620), 24
+"""The longest prompt comes in two parts. No prompt here ends in a near tie: of 600 tokens, `gqa`'s best two logits are
+0.001 apart, which is what another kernel's rounding may turn round."""
 BETWEEN = "model.layers.0/Add_1"
 
 
@@ -82,7 +84,7 @@ def test_a_function_that_changes_nothing_gives_the_tokens_of_the_plain_plan_whil
             assert session.wait_captured(60)
         count = len(lengths)
         assert found[:count] == found[count : 2 * count] == found[2 * count :], "plainly and by graphs"
-        assert same > 0.8 * 3 * count * (STEPS + 1)  # a near tie may part one answer of eight at its first token
+        assert same > 0.9 * 3 * count * (STEPS + 1)
         used = [entry for entry in static(session) if entry["state"] != "COLD"]
         assert {entry["state"] for entry in used} == {"PROMOTED"}
         assert {entry["segment"] for entry in used if entry["phase"] == "decode"} == {0, 2}
