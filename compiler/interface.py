@@ -50,8 +50,8 @@ class Slot:
 
 @dataclass
 class Interface:
-    """The graph's inputs and outputs by meaning. `positions` and `others` are inputs whose numbers follow from the
-    sizes alone."""
+    """The graph's inputs and outputs by meaning. `others` are inputs whose numbers follow from the sizes alone,
+    positions and masks among them."""
 
     ids: ir.Value
     logits: ir.Value
