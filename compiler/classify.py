@@ -26,7 +26,14 @@ class Dynamic:
     chain: tuple[str, ...]
 
 
-Verdict = Static | Dynamic
+@dataclass(frozen=True)
+class Island:
+    """Must run on its own, for each of several causes."""
+
+    causes: tuple[Dynamic, ...]
+
+
+Verdict = Static | Dynamic | Island
 
 
 def classify(program: Program) -> tuple[Verdict, ...]:
@@ -35,6 +42,8 @@ def classify(program: Program) -> tuple[Verdict, ...]:
 
 
 def _judge(program: Program, step: Step) -> Verdict:
+    if all_ops()[step.op].island:
+        return Island(tuple(Dynamic(code, (step.name, *chain)) for code, chain in step.causes))
     if all_ops()[step.op].host:
         return Dynamic(ReasonCode.HOST_READ, _host_chain(program, step))
     declared = {size.name: size for size in program.sizes}
@@ -69,4 +78,5 @@ def _verdict(verdict: Verdict) -> str:
         graphs = f"a graph for each bucket of {' and '.join(verdict.key)}" if verdict.key else "one graph"
         reads = f", reads {' and '.join(verdict.device)} on the device" if verdict.device else ""
         return f"static, {graphs}{reads}"
-    return f"dynamic, {verdict.code}: {' <- '.join(verdict.chain)}"
+    causes = verdict.causes if isinstance(verdict, Island) else (verdict,)
+    return "dynamic, " + "; ".join(f"{cause.code}: {' <- '.join(cause.chain)}" for cause in causes)

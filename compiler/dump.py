@@ -80,7 +80,7 @@ def program_text(program: Program) -> str:
 
 def _step_text(step: Step) -> str:
     operands: list[str] = []
-    for role in (role for role in all_ops()[step.op].roles if role.name in step.operands):
+    for role in all_ops()[step.op].ordered(step.operands):
         tensor = step.operands[role.name]
         shape = f":{tensor.dtype}[{','.join(map(spell, tensor.shape))}]"
         is_read = role.access == "read"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hjgc.compiler.build_variants import DeviceCode
 from hjgc.compiler.plan_memory import MemoryPlan
-from hjgc.compiler.program import Network, Program, Step
+from hjgc.compiler.program import End, Network, Program, Step
 from hjgc.plan_format.hazards import schedule_edges
 from hjgc.plan_format.ledger import make_ledger
 from hjgc.plan_format.ops import all_ops
@@ -24,6 +24,7 @@ from hjgc.plan_format.structs import (
     Phase,
     PhaseDebug,
     Plan,
+    Port,
     Producer,
     Schedule,
     WeightFile,
@@ -74,6 +75,7 @@ def emit(
         templates=code.templates,
         variants=code.variants,
         ledger=make_ledger(network.weights, arena, network.states, network.constants, parameters, made),
+        islands=network.islands,
     )
 
 
@@ -85,15 +87,30 @@ def _phase(compiled: CompiledPhase, targets: tuple[str, ...], waits: frozenset[i
     orders = [[i for segment in schedule.segments for i in segment.launches] for schedule in compiled.schedules]
     return Phase(
         name=program.phase,
-        entry="token",
-        logits_rows="last",
+        entry="tensor" if program.function else "token",
+        logits_rows="none" if program.function else "last",
         sizes=program.sizes,
         buffers=compiled.memory.buffers,
         launches=launches,
         edges=_edges(orders, compiled.kernels, waits),
         schedules=compiled.schedules,
         numerics=f"{program.phase}/{'+'.join(targets)}/exact-rows",
+        inputs=_buffers(program.arguments, index),
+        outputs=_buffers(program.results, index),
+        values=program.values,
+        arguments=tuple(_port(end, index) for end in program.arguments),
+        results=tuple(_port(end, index) for end in program.results),
     )
+
+
+def _buffers(ends: tuple[End, ...], index: dict[str, int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(index[end.tensor.name] for end in ends if end.tensor.space == "buffer"))
+
+
+def _port(end: End, index: dict[str, int]) -> Port:
+    if end.tensor.space == "buffer":
+        return Port(end.name, "buffer", index[end.tensor.name], end.type, end.tensor.shape)
+    return Port(end.name, "value", end.tensor.index, end.type, end.shape)
 
 
 def _edges(orders: list[list[int]], kernels: tuple[dict[str, Kernel], ...], waits: frozenset[int]) -> tuple[Edge, ...]:
@@ -106,7 +123,7 @@ def _edges(orders: list[list[int]], kernels: tuple[dict[str, Kernel], ...], wait
 
 
 def _launch(step: Step, kernels: dict[str, Kernel], buffers: dict[str, int]) -> Launch:
-    roles = [role for role in all_ops()[step.op].roles if role.name in step.operands]
+    roles = all_ops()[step.op].ordered(step.operands)
     operands: list[Operand] = []
     for role in roles:
         tensor = step.operands[role.name]
@@ -118,7 +135,12 @@ def _launch(step: Step, kernels: dict[str, Kernel], buffers: dict[str, int]) -> 
 def _features(network: Network) -> tuple[str, ...]:
     """What a reader must understand."""
     quantised = any(source.blocks is not None for weight in network.weights for source in weight.sources)
-    return (*ALWAYS, "quantised_sources") if quantised else ALWAYS
+    needs = {
+        "quantised_sources": quantised,
+        "functions": any(program.function for program in network.programs),
+        "islands": bool(network.islands),
+    }
+    return (*ALWAYS, *(name for name, needed in needs.items() if needed))
 
 
 def emit_debug(programs: tuple[Program, ...], notes: tuple[Note, ...]) -> DebugMap:

@@ -31,13 +31,14 @@ class ImportedModel:
     sha256: str
 
 
-def import_onnx(path: Path) -> ImportedModel:
-    """Load the graph of an ONNX file and check that every external weight is where the file says.
+def import_onnx(path: Path, *, function: bool = False) -> ImportedModel:
+    """Load the graph of an ONNX file and check that every external weight is where the file says. Of a `function`,
+    whose nodes may be anything that ONNX Runtime runs, no node is compared with the standard.
 
     Raises InputError for a file that is missing, not ONNX or cut short; CompileError for a graph that ONNX does not
     allow, and for weights that are missing, short or outside the model's folder."""
     data = _read(path)
-    model = _load(data, path, path.parent)
+    model = _load(data, path, path.parent, function=function)
     _note_config(model, path.parent)
     return ImportedModel(model, path.parent, path.stem, hashlib.sha256(data).hexdigest())
 
@@ -66,13 +67,13 @@ def import_folder(folder: Path) -> ImportedModel:
     return ImportedModel(_load(data, folder, folder), folder, name, hashlib.sha256(data).hexdigest())
 
 
-def _load(data: bytes, path: Path, root: Path) -> ir.Model:
+def _load(data: bytes, path: Path, root: Path, *, function: bool = False) -> ir.Model:
     """The model in these bytes of `path`, found well-formed, its weights found under `root`."""
     try:
         proto = onnx.ModelProto.FromString(data)
     except Exception as error:
         raise _not_onnx(path, data, error) from None
-    check_proto(proto, path, root)
+    check_proto(proto, path, root, function=function)
     try:
         model = ir.from_proto(proto)
     except Exception as error:

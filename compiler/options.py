@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,9 @@ ComputeDType = Literal["float32", "float16", "bfloat16"]
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 DEFAULT_CONTEXT = 4096
 DEFAULT_PROMPT = 512
+DEFAULT_SIZE = (0, 512)
+"""Of an axis that a function's inputs leave open."""
+MOST_SIZE = 1 << 31
 MOST_PROMPT = 1 << 16
 """Rows that GPU kernels take at a time."""
 
@@ -22,13 +26,14 @@ class Options:
     """`prompt`: the range of prompt lengths to build graphs for, in tokens; longer prompts run in chunks.
     `context`: prompt and answer together; None takes the model's own, at most 4096. `dtype`: of weights, arithmetic and
     cache; None takes float32 on the CPU and the checkpoint's on a GPU. `targets` has the portable one for GPUs, unless
-    the user left it out."""
+    the user left it out. `sizes`: (name, low, high) of the axes that a function leaves open."""
 
     targets: tuple[str, ...] = ("cpu",)
     prompt: tuple[int, int] = (1, DEFAULT_PROMPT)
     context: int | None = None
     dtype: ComputeDType | None = None
     digest: bool = False
+    sizes: tuple[tuple[str, int, int], ...] = ()
 
 
 def check_options(
@@ -38,6 +43,7 @@ def check_options(
     dtype: str | None,
     digest: bool,
     portable: bool = True,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
 ) -> Options:
     """Options, or InputError that names the one that makes no sense."""
     for target in targets:
@@ -60,4 +66,8 @@ def check_options(
         raise InputError("--dtype", f"expected one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
     if portable and PORTABLE not in targets and any(target.startswith("sm_") for target in targets):
         targets = (*targets, PORTABLE)
-    return Options(targets, prompt, context, dtype, digest)
+    for name, (least, most) in (sizes or {}).items():
+        if not 0 <= least <= most <= MOST_SIZE:
+            raise InputError("--size", f"expected {name}=LOW:HIGH with 0 <= LOW <= HIGH, found {least}:{most}")
+    ranges = tuple((name, *sizes[name]) for name in sorted(sizes)) if sizes else ()
+    return Options(targets, prompt, context, dtype, digest, ranges)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from hjgc import plan_format
 from hjgc._version import __version__
@@ -16,6 +17,8 @@ from hjgc.compiler.build_variants import build_variants
 from hjgc.compiler.classify import classify, describe
 from hjgc.compiler.config_check import disagreements
 from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
+from hjgc.compiler.function.network import build_function
+from hjgc.compiler.function.network import normalise as normalise_function
 from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
 from hjgc.compiler.lower import lower
 from hjgc.compiler.model_info import read_model_info
@@ -27,15 +30,16 @@ from hjgc.compiler.recognise import recognise
 from hjgc.compiler.segment import segment
 from hjgc.compiler.select_kernels import Selector, kernels_text
 from hjgc.compiler.specialise import specialise
-from hjgc.plan_format.errors import InputError
+from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.fingerprint import file_under_root, fingerprint
-from hjgc.plan_format.structs import Model, Plan, Producer, WeightFile
+from hjgc.plan_format.structs import Model, Note, Plan, Producer, WeightFile
 from hjgc.plan_format.text import render
 
 SMALL_WEIGHTS_BYTES = 1 << 30
 """Weights up to this size are digested whole at compile time (a second or less); larger ones on request."""
 
 Progress = Callable[[str], None]
+Kind = Literal["decoder", "function"]
 
 
 @dataclass(frozen=True)
@@ -74,31 +78,34 @@ def compile_model(
     dtype: str | None = None,
     digest: bool = False,
     portable: bool = True,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    kind: Kind | None = None,
     progress: Progress | None = None,
 ) -> CompileResult:
-    """Compile an ONNX decoder, or a Hugging Face folder, into a plan file. Reads no weight, needs no GPU.
+    """Compile an ONNX model, or a Hugging Face folder, into a plan file. Reads no weight, needs no GPU.
+
+    A decoder that hjgc recognises is served token by token; any other model becomes a function of its inputs. `kind`
+    asks for one of the two. `sizes` are the ranges of the axes that a function's inputs leave open, by name.
 
     `prompt` is the range of prompt lengths in tokens (None: 1 to 512, or to the context), `context` prompt and answer
     together, `dtype` that of weights and arithmetic (float32, float16, bfloat16), `digest` adds the sha256 of every
     weight file; `portable` adds, beside code for a GPU, code that other GPUs can run. The same input gives the same
     bytes. Raises InputError, CompileError; the output appears whole or not at all."""
     path, output = Path(model), Path(output)
-    options = check_options(tuple(targets), prompt, context, dtype, digest, portable)
+    options = check_options(tuple(targets), prompt, context, dtype, digest, portable, sizes)
     _check_output(output, path)
     stages, dumper = _Stages(progress or (lambda _: None)), dump.Dumper()
 
-    with stages.stage("import"):
-        imported = import_folder(path) if os.path.isdir(path) else import_onnx(path)
-        dumper.write("import", lambda: dump.graph_text(imported.model))
-    with stages.stage("normalise"):
-        graph = normalise(imported.model, path)
-        dumper.write("normalise", lambda: dump.graph_text(graph))
-    with stages.stage("recognise"):
-        recognised = recognise(graph, path)
-        dumper.write("recognise", lambda: dump.graph_text(recognised.model))
-    with stages.stage("specialise"):
-        network, weight_paths = specialise(recognised, options, path)
-        dumper.write("specialise", lambda: "".join(dump.program_text(program) for program in network.programs))
+    front = _as_function if kind == "function" else _as_decoder
+    try:
+        imported, network, weight_paths, rule_notes = front(path, options, stages, dumper)
+        notes: tuple[str, ...] = ()
+    except CompileError as error:
+        if kind is not None:
+            raise
+        dumper = dump.Dumper()
+        imported, network, weight_paths, rule_notes = _as_function(path, options, stages, dumper)
+        notes = (f"compiled as a function, not as a decoder that is served token by token: {error}",)
     with stages.stage("lower"):
         network = lower(network, options.targets)
         dumper.write("lower", lambda: "".join(dump.program_text(program) for program in network.programs))
@@ -119,7 +126,7 @@ def compile_model(
     with stages.stage("build"):
         code = build_variants(selector.variants, stages.progress, selector.ahead)
     with stages.stage("fingerprint"):
-        root, notes = _weights_root(weight_paths, imported.root, output)
+        root, root_notes = _weights_root(weight_paths, imported.root, output)
         files = _fingerprints(weight_paths, root, options, path, output)
     with stages.stage("emit"):
         plan = emit(
@@ -131,13 +138,49 @@ def compile_model(
             files=files,
             code=code,
         )
-        debug = emit_debug(network.programs, recognised.notes)
+        debug = emit_debug(network.programs, rule_notes)
         dumper.write("emit", lambda: render(plan))
     with stages.stage("verify"):
-        sections = {"constants": network.constant_bytes, **dict(code.sections)}
+        inside = {"constants": network.constant_bytes, "islands": network.island_bytes}
+        sections = {**inside, **dict(code.sections)}
         plan_format.save(output, plan, debug=debug, sections=sections)
-    notes += _folder_notes(imported, root) + disagreements(_model_folder(imported), network)
+    notes += root_notes
+    if network.vocab_size:
+        notes += _folder_notes(imported, root) + disagreements(_model_folder(imported), network)
     return CompileResult(plan, output, output.stat().st_size, stages.seconds, notes)
+
+
+_Front = tuple[ImportedModel, Network, list[Path], tuple[Note, ...]]
+"""What the stages up to the network leave: the model, the network, its weight files, the rules that almost fired."""
+
+
+def _as_decoder(path: Path, options: Options, stages: _Stages, dumper: dump.Dumper) -> _Front:
+    with stages.stage("import"):
+        imported = import_folder(path) if os.path.isdir(path) else import_onnx(path)
+        dumper.write("import", lambda: dump.graph_text(imported.model))
+    with stages.stage("normalise"):
+        graph = normalise(imported.model, path)
+        dumper.write("normalise", lambda: dump.graph_text(graph))
+    with stages.stage("recognise"):
+        recognised = recognise(graph, path)
+        dumper.write("recognise", lambda: dump.graph_text(recognised.model))
+    with stages.stage("specialise"):
+        network, weight_paths = specialise(recognised, options, path)
+        dumper.write("specialise", lambda: "".join(dump.program_text(program) for program in network.programs))
+    return imported, network, weight_paths, recognised.notes
+
+
+def _as_function(path: Path, options: Options, stages: _Stages, dumper: dump.Dumper) -> _Front:
+    with stages.stage("import"):
+        imported = import_folder(path) if os.path.isdir(path) else import_onnx(path, function=True)
+        dumper.write("import", lambda: dump.graph_text(imported.model))
+    with stages.stage("normalise"):
+        graph = normalise_function(imported.model, path)
+        dumper.write("normalise", lambda: dump.graph_text(graph))
+    with stages.stage("lift"):
+        network, weight_paths = build_function(graph, options, path)
+        dumper.write("lift", lambda: "".join(dump.program_text(program) for program in network.programs))
+    return imported, network, weight_paths, ()
 
 
 def _check_output(output: Path, model: Path) -> None:
@@ -199,11 +242,14 @@ def _producer(imported: ImportedModel, options: Options, network: Network) -> Pr
 
 
 def _context(programs: tuple[Program, ...]) -> int:
-    return next(size.high for size in programs[0].sizes if size.name == "start")
+    """Tokens that the cache holds; a function has none."""
+    return next((size.high for size in programs[0].sizes if size.name == "start"), 0)
 
 
 def _model_info(imported: ImportedModel, network: Network, root: Path) -> Model:
     properties = imported.model.metadata_props
+    if not network.vocab_size:
+        return Model(imported.name, "function", 0, 0, 0)
     return read_model_info(
         _model_folder(imported),
         root,

@@ -28,7 +28,8 @@ class MemoryPlan:
 def plan_memory(program: Program) -> MemoryPlan:
     """Offsets for every activation of a phase, at the largest size of its range. The result is checked."""
     ranges = {size.name: (size.low, size.high) for size in program.sizes}
-    wanted = [_buffer(tensor, first, last, ranges) for tensor, first, last in _lifetimes(program)]
+    spans = _lifetimes(program)
+    wanted = [_buffer(*span, ranges) for span in spans.values() if not span[0].base]
     placed: list[Buffer] = []
     for buffer in sorted(wanted, key=lambda b: (-b.bytes, b.first, b.name)):
         placed.append(_place(buffer, placed))
@@ -36,7 +37,14 @@ def plan_memory(program: Program) -> MemoryPlan:
     buffers = tuple(sorted(placed, key=lambda b: order[b.name]))
     overlap = find_overlap(buffers)
     assert overlap is None, f"live buffers overlap: {overlap}"
-    return MemoryPlan(buffers, max((b.offset + b.bytes for b in buffers), default=0))
+    size = max((b.offset + b.bytes for b in buffers), default=0)
+    views = [span for span in spans.values() if span[0].base]
+    return MemoryPlan((*buffers, *(_view(*span, buffers, order[span[0].base]) for span in views)), size)
+
+
+def _view(tensor: Tensor, first: int, last: int, buffers: tuple[Buffer, ...], index: int) -> Buffer:
+    base = buffers[index]
+    return Buffer(tensor.name, tensor.dtype, tensor.shape, base.offset, base.bytes, first, last, index)
 
 
 def find_overlap(buffers: tuple[Buffer, ...]) -> tuple[str, str] | None:
@@ -49,14 +57,31 @@ def find_overlap(buffers: tuple[Buffer, ...]) -> tuple[str, str] | None:
     return None
 
 
-def _lifetimes(program: Program) -> list[tuple[Tensor, int, int]]:
+def _lifetimes(program: Program) -> dict[str, tuple[Tensor, int, int]]:
+    """First and last use of each buffer by name, in order of first use. A view's uses are its owner's too; what the
+    caller gives is there from the beginning, what it gets to the end."""
     spans: dict[str, tuple[Tensor, int, int]] = {}
+    owners: dict[str, Tensor] = {}
+
+    def use(tensor: Tensor, number: int) -> None:
+        if tensor.space != "buffer":
+            return
+        if tensor.base:
+            owner = owners[tensor.base]
+            use(owner, number)
+        else:
+            owners[tensor.name] = tensor
+        first = spans.get(tensor.name, (tensor, number, number))[1]
+        spans[tensor.name] = (tensor, first, number)
+
+    for end in program.arguments:
+        use(end.tensor, 0)
     for number, step in enumerate(program.steps):
         for tensor in step.operands.values():
-            if tensor.space == "buffer":
-                first = spans.get(tensor.name, (tensor, number, number))[1]
-                spans[tensor.name] = (tensor, first, number)
-    return list(spans.values())
+            use(tensor, number)
+    for end in program.results:
+        use(end.tensor, len(program.steps) - 1)
+    return spans
 
 
 def _buffer(tensor: Tensor, first: int, last: int, ranges: dict[str, tuple[int, int]]) -> Buffer:

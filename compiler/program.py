@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.sizes import Expression, SizeDeclaration
-from hjgc.plan_format.structs import Attribute, Constant, DTypes, State, Weight
+from hjgc.plan_format.structs import Attribute, Constant, DTypes, HostValue, Island, State, Weight
 
 
 @dataclass(frozen=True)
@@ -15,16 +16,19 @@ class Tensor:
     """A value: an activation by name, or an entry of one of the network's tables by index."""
 
     name: str
-    space: Literal["buffer", "weight", "constant", "state", "parameters"]
+    space: Literal["buffer", "weight", "constant", "state", "parameters", "value"]
     dtype: DType
     shape: tuple[Expression, ...]
     index: int = 0
+    base: str = ""
+    """Of a view, the buffer that it is one of."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One op applied to tensors by role. `nodes` are the ONNX nodes it came from, `values` the ONNX value that each
-    written role holds, `callback` the function of the caller's that an op of the host's calls."""
+    written role holds, `callback` the function of the caller's that an op of the host's calls, `island` the number of
+    the sub-model that an island runs, `causes` why it cannot be captured: a code each, and the chain that led to it."""
 
     name: str
     op: str
@@ -33,16 +37,33 @@ class Step:
     nodes: tuple[str, ...] = ()
     values: dict[str, str] = field(default_factory=dict[str, str])
     callback: str = ""
+    island: int = 0
+    causes: tuple[tuple[ReasonCode, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """A named operand or result of a function: the buffer or value that it is, its ONNX type, its shape as declared."""
+
+    name: str
+    tensor: Tensor
+    type: str
+    shape: tuple[Expression | None, ...] | None
 
 
 @dataclass(frozen=True)
 class Program:
-    """The network for one phase: its sizes, its steps in order, the row counts that graphs are built for."""
+    """The network for one phase: its sizes, its steps in order, the row counts that graphs are built for. A function
+    has arguments and results, and values that only the host holds."""
 
     phase: str
     sizes: tuple[SizeDeclaration, ...]
     buckets: tuple[int, ...]
     steps: tuple[Step, ...]
+    function: bool = False
+    arguments: tuple[End, ...] = ()
+    results: tuple[End, ...] = ()
+    values: tuple[HostValue, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,3 +78,5 @@ class Network:
     programs: tuple[Program, ...]
     vocab_size: int
     layers: int
+    islands: tuple[Island, ...] = ()
+    island_bytes: bytes = b""

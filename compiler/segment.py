@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from hjgc.compiler.classify import Dynamic, Static, Verdict
+from hjgc.compiler.classify import Dynamic, Island, Static, Verdict
 from hjgc.compiler.program import Program
 from hjgc.plan_format.reasons import Reason
 from hjgc.plan_format.structs import CaptureKey, DynamicSegment, Schedule, Segment, StaticSegment
@@ -15,6 +15,8 @@ def segment(program: Program, verdicts: tuple[Verdict, ...]) -> tuple[Schedule, 
     and exists only where a prompt may come in chunks."""
     ops = [step.op for step in program.steps]
     every = list(range(len(ops)))
+    if program.function:
+        return (Schedule("default", _cut(program, verdicts, every)),)
     orders = {
         "default": [i for i in every if ops[i] != "caller_logits"],
         "logits_processor": every,
@@ -38,5 +40,15 @@ def _static(program: Program, launches: tuple[int, ...]) -> StaticSegment:
 
 
 def _dynamic(verdicts: tuple[Verdict, ...], launches: tuple[int, ...]) -> DynamicSegment:
-    found = [(i, verdict) for i in launches if isinstance(verdict := verdicts[i], Dynamic)]
-    return DynamicSegment(launches, tuple(Reason(i, verdict.code, verdict.chain) for i, verdict in found))
+    found = [(i, cause) for i in launches for cause in _causes(verdicts[i])]
+    return DynamicSegment(launches, tuple(Reason(i, cause.code, cause.chain) for i, cause in found))
+
+
+def _causes(verdict: Verdict) -> tuple[Dynamic, ...]:
+    match verdict:
+        case Island():
+            return verdict.causes
+        case Dynamic():
+            return (verdict,)
+        case Static():
+            return ()

@@ -22,6 +22,7 @@ from hjgc.plan_format.ops.declaration import bind_axes
 from hjgc.plan_format.structs import (
     DTypes,
     HostCall,
+    IslandCall,
     Kernel,
     Operand,
     ReferenceCall,
@@ -52,6 +53,8 @@ class Selector:
         return tuple({t: self._kernel(program, step, t, parts) for t in self._targets} for step in program.steps)
 
     def _kernel(self, program: Program, step: Step, target: str, parts: Mapping[str, Step]) -> Kernel:
+        if all_ops()[step.op].island:
+            return IslandCall(step.island)
         if all_ops()[step.op].host:
             return HostCall(step.callback)
         if target == "cpu":
@@ -99,7 +102,7 @@ class Selector:
             self.ahead.add(key)
         op = all_ops()[step.op]
         letters = bind_axes(op, {role: tensor.shape for role, tensor in step.operands.items()})
-        roles = [role for role in op.roles if role.name in step.operands]
+        roles = op.ordered(step.operands)
         # Only the roles count here: emit knows where operands live.
         operands = tuple(Operand(role.name, step.operands[role.name].space, 0, role.access) for role in roles)
         return found.call(number, choice.axes, operands, letters)
@@ -125,6 +128,8 @@ def _words(kernel: Kernel, variants: tuple[VariantKey, ...]) -> list[str]:
             return [f"up to {entry.high}: {_words(entry.call, variants)[0]}" for entry in kernel.ranges]
         case ReferenceCall():
             return ["the reference"]
+        case IslandCall():
+            return [f"ONNX Runtime, island {kernel.island}"]
         case HostCall():
             return [f"the caller's {kernel.callback}"]
         case _:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from hjgc.compiler.program import Tensor
@@ -17,12 +20,30 @@ from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.structs import Blocks, Constant, Part, Source, Weight
 
 MAX_INLINE_BYTES = 1 << 20
+SMALL_BYTES = 1 << 16
+"""Tensors of a function up to this size lie inside the plan."""
+MOST_INSIDE = 1 << 26
+"""And up to this one, where their bytes lie in no file as they are."""
 CONSTANT_ALIGNMENT = 64
 DTYPES: dict[ir.DataType, DType] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
+ALL_DTYPES: dict[ir.DataType, DType] = {
+    **DTYPES,
+    ir.DataType.DOUBLE: "float64",
+    ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.INT16: "int16",
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT64: "uint64",
+    ir.DataType.UINT32: "uint32",
+    ir.DataType.UINT16: "uint16",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.BOOL: "bool",
+}
+"""Those of functions."""
 NUMPY: dict[DType, type] = {"float32": np.float32, "float16": np.float16}
 
 
@@ -47,16 +68,74 @@ class Tables:
         key = tuple(f"{name}.T" if flag else name for name, flag in zip(names, flags, strict=True))
         if key not in self.weights:
             self.weights[key] = self._pack("+".join(key), values, flags)
-        weight = self.weights[key]
-        return Tensor(weight.name, "weight", weight.dtype, weight.shape, list(self.weights).index(key))
+        return self._weight_tensor(key)
 
     def constant(self, value: ir.Value, dtype: DType) -> Tensor:
         """A small initializer as a constant of the plan, converted to `dtype`."""
         name = value.name or ""
         if name not in self.constants:
             self.constants[name] = self._store(name, value, dtype)
+        return self._constant_tensor(name)
+
+    def tensor(self, value: ir.Value) -> Tensor:
+        """An initializer of a function as it is, of any rank and type that `ALL_DTYPES` has: inside the plan if it is
+        small, else where it lies."""
+        name, tensor = value.name or "", value.const_value
+        assert tensor is not None, "an initializer"
+        if name in self.constants:
+            return self._constant_tensor(name)
+        if (name,) in self.weights:
+            return self._weight_tensor((name,))
+        shape, dtype = tuple(int(axis) for axis in tensor.shape.numpy()), ALL_DTYPES[tensor.dtype]
+        if tensor.nbytes > SMALL_BYTES and (part := self._found(value, dtype)) is not None:
+            source = Source(part.file, part.offset, part.length, dtype, shape)
+            self.weights[(name,)] = Weight(name, dtype, shape, part.length, (source,))
+            return self._weight_tensor((name,))
+        if tensor.nbytes > MOST_INSIDE:
+            problem = f"expected its {tensor.nbytes} bytes in a row in a file, found them nowhere"
+            raise CompileError(
+                self.path, problem, field=f"initializer {name}", next_step="save the model with external data"
+            )
+        data = read_tensor(tensor).tobytes() if isinstance(tensor, ir.ExternalTensor) else tensor.tobytes()
+        return self._inside(name, data, dtype, shape)
+
+    def whole_numbers(self, name: str, numbers: Sequence[int], shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """Numbers that the compiler found as a constant of the plan."""
+        spelling = next(taken for i in count(1) if (taken := f"{name}#{i}") not in self.constants)
+        return self._inside(spelling, np.array(numbers, dtype).tobytes(), dtype, shape)
+
+    def reshaped(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The same elements in another shape: of a constant the same bytes, of a weight a copy when it is loaded."""
+        name = f"{tensor.name}@{'x'.join(map(str, shape))}"
+        if tensor.space == "constant":
+            entry = list(self.constants.values())[tensor.index]
+            self.constants.setdefault(name, replace(entry, name=name, shape=shape))
+            return self._constant_tensor(name)
+        weight = list(self.weights.values())[tensor.index]
+        sources = (replace(weight.sources[0], shape=shape),)
+        self.weights.setdefault((name,), replace(weight, name=name, shape=shape, sources=sources))
+        return self._weight_tensor((name,))
+
+    def _found(self, value: ir.Value, dtype: DType) -> Part | None:
+        """Where its bytes lie, if they lie in a file as they are."""
+        try:
+            return self._part(value, dtype)
+        except CompileError:
+            return None
+
+    def _inside(self, name: str, data: bytes, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+        self.constant_bytes += bytes(-len(self.constant_bytes) % CONSTANT_ALIGNMENT)
+        self.constants[name] = Constant(name, dtype, shape, len(self.constant_bytes), len(data))
+        self.constant_bytes += data
+        return self._constant_tensor(name)
+
+    def _constant_tensor(self, name: str) -> Tensor:
         entry = self.constants[name]
         return Tensor(name, "constant", entry.dtype, entry.shape, list(self.constants).index(name))
+
+    def _weight_tensor(self, key: tuple[str, ...]) -> Tensor:
+        weight = self.weights[key]
+        return Tensor(weight.name, "weight", weight.dtype, weight.shape, list(self.weights).index(key))
 
     def _pack(self, name: str, values: list[ir.Value], flags: list[bool]) -> Weight:
         sources = [self._source(value, flag) for value, flag in zip(values, flags, strict=True)]

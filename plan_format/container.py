@@ -32,7 +32,13 @@ HEADER = struct.Struct("<8sII32s")
 ENTRY = struct.Struct("<16sQQ32s")
 MAX_FILE_BYTES = 4 << 30
 READ_BYTES = 1 << 30
-MAX_SECTION_BYTES = {"plan": 32 << 20, "debug": 64 << 20, "constants": 256 << 20, "templates": 16 << 20}
+MAX_SECTION_BYTES = {
+    "plan": 32 << 20,
+    "debug": 64 << 20,
+    "constants": 256 << 20,
+    "islands": 1 << 30,
+    "templates": 16 << 20,
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from hjgc.plan_format.structs import Edge, Launch, ParameterArgument, Phase, template_calls
+from hjgc.plan_format.structs import Edge, Launch, Operand, ParameterArgument, Phase, template_calls
 
 
 class MemoryUse(NamedTuple):
@@ -22,10 +22,11 @@ class MemoryUse(NamedTuple):
     writes: bool
 
 
-def memory_uses(launch: Launch) -> list[MemoryUse]:
-    """What the launch touches that something may write (weights and constants never change)."""
+def memory_uses(phase: Phase, launch: Launch) -> list[MemoryUse]:
+    """What the launch touches that something may write (weights and constants never change): of a view, the buffer that
+    it is one of."""
     uses = [
-        MemoryUse(operand.space, operand.index, operand.access != "write", operand.access != "read")
+        MemoryUse(operand.space, _owner(phase, operand), operand.access != "write", operand.access != "read")
         for operand in launch.operands
         if operand.space not in ("weight", "constant")
     ]
@@ -35,13 +36,20 @@ def memory_uses(launch: Launch) -> list[MemoryUse]:
     return uses
 
 
+def _owner(phase: Phase, operand: Operand) -> int:
+    if operand.space != "buffer":
+        return operand.index
+    base = phase.buffers[operand.index].view_of
+    return operand.index if base is None else base
+
+
 def direct_conflicts(phase: Phase, order: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Pairs (earlier, later) of the launches in `order` such that ordering all of them orders every conflict: from each
     access to the previous write of the same memory, from each write to the reads since, and across reuse of bytes."""
     writer: dict[tuple[str, int], int] = {}
     readers: dict[tuple[str, int], list[int]] = {}
     for number in order:
-        for use in memory_uses(phase.launches[number]):
+        for use in memory_uses(phase, phase.launches[number]):
             place = (use.space, use.index)
             before = [writer[place]] if place in writer else []
             if use.writes:
@@ -90,7 +98,7 @@ def _spans(phase: Phase, order: Sequence[int]) -> dict[int, tuple[int, int]]:
     """First and last user of each buffer, in order of first use."""
     spans: dict[int, tuple[int, int]] = {}
     for number in order:
-        for use in memory_uses(phase.launches[number]):
+        for use in memory_uses(phase, phase.launches[number]):
             if use.space == "buffer":
                 spans[use.index] = (spans.get(use.index, (number, number))[0], number)
     return spans

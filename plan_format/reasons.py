@@ -14,6 +14,8 @@ class ReasonCode(StrEnum):
     HOST_CONTROL_FLOW = "HOST_CONTROL_FLOW"
     LIBRARY_NOT_CAPTURABLE = "LIBRARY_NOT_CAPTURABLE"
     NO_TEMPLATE = "NO_TEMPLATE"
+    HOST_TYPE = "HOST_TYPE"
+    RANDOM = "RANDOM"
 
     @property
     def sentence(self) -> str:
@@ -27,6 +29,8 @@ SENTENCES = {
     ReasonCode.HOST_CONTROL_FLOW: "the host chooses at run time what is launched",
     ReasonCode.LIBRARY_NOT_CAPTURABLE: "the library call it needs may not be captured",
     ReasonCode.NO_TEMPLATE: "no kernel template covers it on this target",
+    ReasonCode.HOST_TYPE: "only the host holds values of such a type",
+    ReasonCode.RANDOM: "it draws numbers that nobody can draw again",
 }
 
 

@@ -18,14 +18,14 @@ from hjgc.plan_format.sizes import Expression, SizeDeclaration
 FORMAT_VERSION = "1.0"
 ALWAYS: tuple[str, ...] = ("parameter_block", "token_history")
 """Features that every plan needs."""
-FEATURES: frozenset[str] = frozenset({*ALWAYS, "quantised_sources"})
+FEATURES: frozenset[str] = frozenset({*ALWAYS, "quantised_sources", "functions", "islands"})
 """Features this reader understands; a plan that names another is refused."""
 
 Placement = Literal["device", "pinned_host", "cpu"]
 Access = Literal["read", "write", "read_write"]
 FieldType = Literal["int32", "uint32", "float32"]
-Space = Literal["buffer", "weight", "constant", "state", "parameters"]
-Attribute = bool | int | float | str
+Space = Literal["buffer", "weight", "constant", "state", "parameters", "value"]
+Attribute = bool | int | float | str | tuple[int, ...]
 ParameterKind = Literal["pointer", "int32", "int64", "float32", "scratch", "tensor_map"]
 
 
@@ -181,7 +181,9 @@ class ParameterBlock(Record, frozen=True):
 
 
 class Buffer(Record, frozen=True):
-    """An activation: `bytes` at `offset` of the arena, alive from launch `first` to launch `last` of its phase."""
+    """An activation: `bytes` at `offset` of the arena, alive from launch `first` to launch `last` of its phase. With
+    `view_of` it is the same bytes as that buffer of the phase, in another shape, and a launch that touches the one
+    touches the other."""
 
     name: str
     dtype: DType
@@ -190,6 +192,26 @@ class Buffer(Record, frozen=True):
     bytes: int
     first: int
     last: int
+    view_of: int | None = None
+
+
+class HostValue(Record, frozen=True):
+    """What only the host holds, between islands: of an element type or a shape that no buffer has, a sequence, text.
+    `type` is spelt as ONNX does: `tensor(string)`, `seq(tensor(float))`, `optional(...)`."""
+
+    name: str
+    type: str
+
+
+class Port(Record, frozen=True):
+    """A named operand or result of a function: `buffers[index]`, or `values[index]`. `shape` as far as it is declared,
+    an unknown axis as None, an unknown rank as None altogether."""
+
+    name: str
+    space: Literal["buffer", "value"]
+    index: int
+    type: str
+    shape: tuple[Expression | None, ...] | None = None
 
 
 class Operand(Record, frozen=True):
@@ -282,7 +304,14 @@ class HostCall(Record, frozen=True, tag="host"):
     callback: str
 
 
-Kernel = ReferenceCall | TemplateCall | RowsCall | LibraryCall | HostCall
+class IslandCall(Record, frozen=True, tag="island"):
+    """Have ONNX Runtime run `islands[island]`: its inputs are the operands that are read, in order, its outputs those
+    that are written."""
+
+    island: int
+
+
+Kernel = ReferenceCall | TemplateCall | RowsCall | LibraryCall | HostCall | IslandCall
 
 
 def template_calls(kernel: Kernel) -> tuple[TemplateCall, ...]:
@@ -373,7 +402,8 @@ class Phase(Record, frozen=True):
     """One specialisation of the network: its launches in order, the edges between them, and how they are cut.
 
     `numerics` names the class of arithmetic: every path of one (phase, start, length) gives the same bits. `inputs` are
-    the buffers that the caller fills before the first launch, `outputs` those it reads after the last."""
+    the buffers that the caller fills before the first launch, `outputs` those it reads after the last. A phase with
+    entry `tensor` is a function of named `arguments` with named `results`; `values` are what its islands hand on."""
 
     name: str
     entry: Literal["token", "embedding", "tensor"]
@@ -386,6 +416,9 @@ class Phase(Record, frozen=True):
     numerics: str
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    values: tuple[HostValue, ...] = ()
+    arguments: tuple[Port, ...] = ()
+    results: tuple[Port, ...] = ()
 
     def schedule(self, name: str = "default") -> Schedule:
         """The schedule called `name`; every phase has the default one. Raises KeyError."""
@@ -393,6 +426,19 @@ class Phase(Record, frozen=True):
             if schedule.name == name:
                 return schedule
         raise KeyError(name)
+
+
+class Island(Record, frozen=True):
+    """A sub-model that ONNX Runtime runs: `length` bytes at `offset` of the islands section, an ONNX model whose graph
+    has the inputs and outputs named here, in order; `nodes` are what it computes, by ONNX node."""
+
+    name: str
+    offset: int
+    length: int
+    sha256: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
 
 
 class TemplateFile(Record, frozen=True):
@@ -481,6 +527,7 @@ class Plan(Record, frozen=True):
     templates: tuple[Template, ...]
     variants: tuple[Variant, ...]
     ledger: Ledger
+    islands: tuple[Island, ...] = ()
 
     def phase(self, name: str) -> Phase:
         """The phase called `name`. Raises KeyError."""

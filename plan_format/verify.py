@@ -19,6 +19,7 @@ from hjgc.plan_format.verify_tables import (
     check_digest,
     check_file_name,
     check_files,
+    check_islands,
     check_states,
     check_table_names,
     check_weights,
@@ -42,6 +43,7 @@ def verify(plan: Plan, section_lengths: Mapping[str, int], path: Path) -> None:
     check_weights(plan, check)
     check_constants(plan, section_lengths.get("constants", 0), check)
     check_states(plan, check)
+    check_islands(plan, section_lengths.get("islands", 0), check)
     check_variants(plan, section_lengths, check)
     fits = 0 <= plan.arena_bytes <= MAX_TABLE_BYTES
     check.require(fits, "$.arena_bytes", f"0 to {MAX_TABLE_BYTES}", plan.arena_bytes)
@@ -134,6 +136,8 @@ def _check_phases(plan: Plan, check: Checker) -> None:
     kinds = {state.kind for state in plan.states}
     for i, phase in enumerate(plan.phases):
         verify_phase(plan, phase, f"$.phases[{i}]", check)
+        named = phase.entry != "tensor" or "functions" in plan.features
+        check.require(named, "$.features", "'functions', since a phase is one", plan.features)
         needs = {"token_history"} if phase.entry == "token" else set[str]()
         needs |= {"logits", "sampled"} if phase.logits_rows != "none" else set()
         missing = sorted(needs - kinds)

@@ -9,13 +9,15 @@ from itertools import pairwise
 from hjgc.plan_format.checker import Checker
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.expressions import Ranges, check_expression
-from hjgc.plan_format.ops.declaration import Op, is_function_name
+from hjgc.plan_format.ops.declaration import Op, is_function_name, split_roles
 from hjgc.plan_format.structs import (
     Argument,
     AttributeArgument,
     Buffer,
     Constant,
     HostCall,
+    HostValue,
+    IslandCall,
     Kernel,
     Launch,
     LibraryCall,
@@ -37,7 +39,7 @@ MAX_MAP_BOX = 256
 MAP_ALIGNMENT = 16
 """Bytes that every stride of a tensor map, and its innermost box, is a multiple of."""
 
-Entry = Weight | Constant | State | Buffer
+Entry = Weight | Constant | State | Buffer | HostValue
 
 
 class KernelVerifier:
@@ -68,7 +70,7 @@ class KernelVerifier:
         operands: list[Hashable] = []
         for operand in launch.operands:
             entry = self.tables[operand.space][operand.index] if operand.space in self.tables else None
-            memory = None if entry is None else (entry.dtype, entry_bytes(entry))
+            memory = None if entry is None or isinstance(entry, HostValue) else (entry.dtype, entry_bytes(entry))
             operands.append((operand.space, operand.access, memory))
         attributes = sorted((name, type(value).__name__, value) for name, value in launch.attributes.items())
         return launch.op, tuple(operands), tuple(attributes)
@@ -76,7 +78,11 @@ class KernelVerifier:
     def _kernel(self, op: Op, launch: Launch, target: str, kernel: Kernel, place: str) -> None:
         if op.host != isinstance(kernel, HostCall):
             self.check.fail(place, "expected a host call for an op of the host's, found another kind of kernel")
+        if op.island != isinstance(kernel, IslandCall):
+            self.check.fail(place, "expected an island for an op of one, found another kind of kernel")
         match kernel:
+            case IslandCall():
+                self._island_call(launch, kernel, f"{place}.island")
             case ReferenceCall():
                 self.check.require(target == "cpu", place, "the reference on the cpu target only", target)
             case HostCall():
@@ -87,6 +93,15 @@ class KernelVerifier:
                 self._rows_call(launch, target, kernel, place)
             case LibraryCall():
                 self.check.require(False, place, "a library this hjgc knows", kernel.library)
+
+    def _island_call(self, launch: Launch, call: IslandCall, place: str) -> None:
+        """As many operands as the sub-model has inputs and outputs."""
+        self.check.index(call.island, self.plan.islands, place)
+        island = self.plan.islands[call.island]
+        counts = split_roles([operand.role for operand in launch.operands])
+        wanted = (len(island.inputs), len(island.outputs))
+        every = sum(counts) == len(launch.operands)
+        self.check.require(every and counts == wanted, place, f"{wanted} operands and results", counts)
 
     def _host_call(self, op: Op, call: HostCall, place: str) -> None:
         if op.callback:
@@ -144,6 +159,7 @@ class KernelVerifier:
         mapped = operand.space in self.tables and operand.access == "read"
         self.check.require(mapped, f"{place}.index", "an operand that is read and has a shape", operand.role)
         entry = self.tables[operand.space][operand.index]
+        assert not isinstance(entry, HostValue), "only islands take those"
         axes, item = len(argument.sizes), ITEM_BYTES[entry.dtype]
         same = 1 <= axes <= MAX_MAP_AXES and len(argument.strides) == axes - 1 and len(argument.box) == axes
         self.check.require(same, f"{place}.sizes", f"1 to {MAX_MAP_AXES} axes, in strides and box too", argument.sizes)
@@ -160,7 +176,7 @@ class KernelVerifier:
         self.check.require(reach <= entry_bytes(entry), f"{place}.sizes", f"{entry_bytes(entry)} bytes at most", reach)
 
 
-def entry_bytes(entry: Entry) -> int:
+def entry_bytes(entry: Weight | Constant | State | Buffer) -> int:
     return entry.length if isinstance(entry, Constant) else entry.bytes
 
 

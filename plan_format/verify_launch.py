@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hjgc.plan_format.checker import Checker, brief
+from hjgc.plan_format.dims import canonical
 from hjgc.plan_format.expressions import Ranges
 from hjgc.plan_format.ops import all_ops
-from hjgc.plan_format.ops.declaration import STATES, Op, Role, bind_axes
+from hjgc.plan_format.ops.declaration import STATES, Infer, Op, Role, TensorType, bind_axes, split_roles
 from hjgc.plan_format.sizes import Expression, Size, spell
-from hjgc.plan_format.structs import Buffer, Launch, Operand, Phase, Plan, State
+from hjgc.plan_format.structs import Buffer, HostValue, Launch, Operand, Phase, Plan, State
 from hjgc.plan_format.verify_kernel import Entry, KernelVerifier
 from hjgc.plan_format.verify_tables import check_placement
 
@@ -21,12 +22,13 @@ class LaunchVerifier:
     """The checks of a phase's launches, with what all of them need at hand."""
 
     def __init__(self, plan: Plan, phase: Phase, keys: Ranges, check: Checker) -> None:
-        self.plan, self.keys, self.check = plan, keys, check
+        self.plan, self.phase, self.keys, self.check = plan, phase, keys, check
         self.tables: Mapping[str, Sequence[Entry]] = {
             "weight": plan.weights,
             "constant": plan.constants,
             "state": plan.states,
             "buffer": phase.buffers,
+            "value": phase.values,
         }
         dtypes = plan.dtypes
         self.dtypes: Mapping[str, str] = {
@@ -54,7 +56,10 @@ class LaunchVerifier:
             self.check.fail(f"{where}.operands", f"expected an operand for {missing[0]!r}, found none")
         self._aliases(launch, where)
         self._attributes(op, launch, f"{where}.attributes")
-        self._axes(op, launch, shapes, where)
+        if op.infer is None:
+            self._axes(op, launch, shapes, where)
+        elif not op.island:
+            self._types(op, op.infer, launch, f"{where}.operands")
         self._rings(launch, where)
         self.kernels.run(op, launch, f"{where}.kernels")
         check_placement(launch.placement, where, self.check)
@@ -70,7 +75,9 @@ class LaunchVerifier:
         if operand.space == "parameters":
             self.check.require(operand.index == 0, f"{place}.index", "0", operand.index)
             return ()
-        if (operand.space in ("weight", "constant")) != role.constant:
+        if role.dtype == "any":
+            return self._tensor(number, operand, role, place)
+        if operand.space == "value" or (operand.space in ("weight", "constant")) != role.constant:
             wanted = "a weight or constant" if role.constant else "other memory"
             self.check.fail(f"{place}.space", f"expected {wanted}, found {operand.space!r}")
         entry = self._entry(number, operand, place)
@@ -78,9 +85,42 @@ class LaunchVerifier:
         if kinds is not None and not (isinstance(entry, State) and entry.kind in kinds):
             self.check.fail(f"{place}.index", f"expected a state of kind {' or '.join(kinds)}, found {entry.name!r}")
         wanted = self.dtypes.get(role.dtype, role.dtype)
+        assert not isinstance(entry, HostValue), "refused above"
         if entry.dtype != wanted:
             self.check.fail(place, f"expected {wanted} for {role.name}, found {entry.dtype}")
         return entry.shape
+
+    def _tensor(self, number: int, operand: Operand, role: Role, place: str) -> tuple[Expression, ...]:
+        """Of a tensor op: what is written, or kept by the host, lies where that may be."""
+        op = all_ops()[self.phase.launches[number].op]
+        spaces = ("buffer",) if role.access == "write" else ("buffer", "weight", "constant")
+        spaces = (*spaces, "value") if op.island else spaces
+        if operand.space not in spaces:
+            self.check.fail(f"{place}.space", f"expected {' or '.join(spaces)}, found {operand.space!r}")
+        entry = self._entry(number, operand, place)
+        return () if isinstance(entry, HostValue) else entry.shape
+
+    def _types(self, op: Op, infer: Infer, launch: Launch, place: str) -> None:
+        """What a tensor op writes has the types that it says, from those that it reads."""
+        found = {operand.role: self._type(operand) for operand in launch.operands}
+        reads, writes = split_roles(tuple(found))
+        outputs = [found[f"y{i}"] for i in range(writes) if f"y{i}" in found]
+        if len(outputs) != writes or not outputs:
+            self.check.fail(place, "expected results y0, y1, ... without a gap, found others")
+        try:
+            expected = infer([found.get(f"x{i}") for i in range(reads)], outputs, launch.attributes)
+        except ValueError as error:
+            self.check.fail(place, f"{op.name}: {error}")
+        for i, (want, have) in enumerate(zip(expected, outputs, strict=False)):
+            same = (want.dtype, tuple(map(canonical, want.shape))) == (have.dtype, tuple(map(canonical, have.shape)))
+            if not same:
+                self.check.fail(place, f"expected y{i} as {want}, found {have}")
+        self.check.require(len(expected) == len(outputs), place, f"{len(expected)} results", len(outputs))
+
+    def _type(self, operand: Operand) -> TensorType:
+        entry = self.tables[operand.space][operand.index]
+        assert not isinstance(entry, HostValue), "only islands take those"
+        return TensorType(entry.dtype, tuple(entry.shape))
 
     def _entry(self, number: int, operand: Operand, place: str) -> Entry:
         table = self.tables[operand.space]

@@ -7,7 +7,16 @@ from itertools import pairwise
 from hjgc.plan_format.checker import Checker
 from hjgc.plan_format.expressions import Ranges
 from hjgc.plan_format.hazards import is_chain, memory_uses, unordered_conflict
-from hjgc.plan_format.structs import DynamicSegment, HostCall, Launch, Phase, RowsCall, Schedule, StaticSegment
+from hjgc.plan_format.structs import (
+    DynamicSegment,
+    HostCall,
+    IslandCall,
+    Launch,
+    Phase,
+    RowsCall,
+    Schedule,
+    StaticSegment,
+)
 
 SCHEDULES = ("default", "logits_processor", "prompt_only")
 MAX_BUCKETS = 4096
@@ -47,9 +56,12 @@ def _check_static(phase: Phase, segment: StaticSegment, keys: Ranges, where: str
     for number in segment.launches:
         launch = phase.launches[number]
         if _on_host(launch):
-            check.fail(f"{where}.launches", f"expected no host call, found {launch.name!r}")
+            check.fail(f"{where}.launches", f"expected no host call and no island, found {launch.name!r}")
     check.require(segment.key.sizes == tuple(keys), f"{where}.key.sizes", f"{tuple(keys)}", segment.key.sizes)
     buckets = segment.key.buckets
+    if phase.entry == "tensor":  # a graph for each set of sizes that is met
+        check.require(buckets == (), f"{where}.key.buckets", "none for a function", buckets)
+        return
     check.count(buckets, MAX_BUCKETS, f"{where}.key.buckets")
     low, high = keys.get("tokens", (1, 1))
     rising = all(a < b <= 2 * (a + 1) for a, b in pairwise(buckets))
@@ -67,7 +79,7 @@ def _range_ends(launch: Launch) -> list[int]:
 
 
 def _on_host(launch: Launch) -> bool:
-    return any(isinstance(kernel, HostCall) for kernel in launch.kernels.values())
+    return any(isinstance(kernel, HostCall | IslandCall) for kernel in launch.kernels.values())
 
 
 def _check_dynamic(segment: DynamicSegment, where: str, check: Checker) -> None:
@@ -97,7 +109,7 @@ def _check_order(phase: Phase, order: list[int], where: str, check: Checker) -> 
 def _check_written_before_read(phase: Phase, order: list[int], where: str, check: Checker) -> None:
     written: set[int] = set(phase.inputs)
     for number in order:
-        uses = [use for use in memory_uses(phase.launches[number]) if use.space == "buffer"]
+        uses = [use for use in memory_uses(phase, phase.launches[number]) if use.space == "buffer"]
         for use in uses:
             if use.reads and use.index not in written:
                 name = phase.buffers[use.index].name

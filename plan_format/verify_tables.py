@@ -16,6 +16,7 @@ MAX_COLUMNS = 1 << 20
 """Of a quantised source: a row of them is dequantised at a time."""
 MAX_TABLE_BYTES = 1 << 40
 MAX_AXES = 8
+MAX_ISLANDS = 1 << 16
 MAX_WIDENING = 8
 """Packed weights may take this many times the bytes of the files: conversion to a wider type, and tied embeddings."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -56,10 +57,10 @@ def check_digest(digest: str, where: str, check: Checker) -> None:
     check.require(DIGEST.fullmatch(digest) is not None, where, "64 hexadecimal digits", digest)
 
 
-def _bytes(shape: Sequence[int], dtype: str, where: str, check: Checker) -> int:
-    """What a shape takes, every axis at least 1 and the whole bounded."""
-    sane = len(shape) <= MAX_AXES and all(0 < axis < 1 << 32 for axis in shape)
-    check.require(sane, where, f"up to {MAX_AXES} axes, each 1 or more", shape)
+def _bytes(shape: Sequence[int], dtype: str, where: str, check: Checker, least: int = 1) -> int:
+    """What a shape takes, every axis at least `least` and the whole bounded."""
+    sane = len(shape) <= MAX_AXES and all(least <= axis < 1 << 32 for axis in shape)
+    check.require(sane, where, f"up to {MAX_AXES} axes, each {least} or more", shape)
     size = math.prod(shape) * ITEM_BYTES[dtype]
     check.require(size <= MAX_TABLE_BYTES, where, f"at most {MAX_TABLE_BYTES} bytes", size)
     return size
@@ -75,7 +76,7 @@ def check_weights(plan: Plan, check: Checker) -> None:
 
 def _check_weight(plan: Plan, weight: Weight, where: str, check: Checker) -> None:
     size = _bytes(weight.shape, weight.dtype, f"{where}.shape", check)
-    check.require(len(weight.shape) in (1, 2), f"{where}.shape", "one or two axes", weight.shape)
+    check.require(len(weight.shape) > 0, f"{where}.shape", "an axis or more", weight.shape)
     check.require(weight.bytes == size, f"{where}.bytes", f"{size} for its shape", weight.bytes)
     check_placement(weight.placement, where, check)
     check.require(len(weight.sources) > 0, f"{where}.sources", "at least one", "none")
@@ -92,7 +93,7 @@ def _source_shape(plan: Plan, source: Source, where: str, check: Checker) -> tup
     """The shape that the source adds, sliced and transposed."""
     check.index(source.file, plan.files, f"{where}.file")
     size = _bytes(source.shape, source.dtype, f"{where}.shape", check)
-    check.require(len(source.shape) in (1, 2), f"{where}.shape", "one or two axes", source.shape)
+    check.require(len(source.shape) > 0, f"{where}.shape", "an axis or more", source.shape)
     if source.blocks is not None:
         size = _check_blocks(plan, source, source.blocks, where, check)
     check.require(source.length == size, f"{where}.length", f"{size} for its shape", source.length)
@@ -149,10 +150,28 @@ def check_table_names(plan: Plan, check: Checker) -> None:
 def check_constants(plan: Plan, section: int, check: Checker) -> None:
     for i, constant in enumerate(plan.constants):
         where = f"$.constants[{i}]"
-        size = _bytes(constant.shape, constant.dtype, f"{where}.shape", check)
+        size = _bytes(constant.shape, constant.dtype, f"{where}.shape", check, 0)
         check.require(constant.length == size, f"{where}.length", f"{size} for its shape", constant.length)
         end = section - size
         check.require(0 <= constant.offset <= end, f"{where}.offset", f"0 to {end}", constant.offset)
+
+
+def check_islands(plan: Plan, section: int, check: Checker) -> None:
+    """Where each sub-model lies, and that what it is called by is text. ONNX Runtime reads it when a session opens."""
+    needed = "islands" in plan.features or not plan.islands
+    check.require(needed, "$.features", "'islands', since there are some", plan.features)
+    check.count(plan.islands, MAX_ISLANDS, "$.islands")
+    check.unique_names((island.name for island in plan.islands), "$.islands")
+    for i, island in enumerate(plan.islands):
+        where = f"$.islands[{i}]"
+        check_digest(island.sha256, f"{where}.sha256", check)
+        check.require(0 < island.length <= section, f"{where}.length", f"1 to {section}", island.length)
+        end = section - island.length
+        check.require(0 <= island.offset <= end, f"{where}.offset", f"0 to {end}", island.offset)
+        check.require(len(island.nodes) > 0, f"{where}.nodes", "at least one", "none")
+        for name in ("inputs", "outputs", "nodes"):
+            for text in getattr(island, name):
+                check.text(text, f"{where}.{name}")
 
 
 def check_states(plan: Plan, check: Checker) -> None:

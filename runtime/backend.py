@@ -31,6 +31,9 @@ HostFunction = Callable[[NDArray[np.float32]], "NDArray[np.float32] | None"]
 Callback = Callable[..., "NDArray[np.float32] | None"]
 """Either of them."""
 
+Rows = int | tuple[int, ...]
+"""Of a call: how many rows it has, or, of a function, the sizes of its phase in order."""
+
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids."""
 

@@ -77,7 +77,8 @@ class Gate:
     def _uses_of(self, name: str) -> Uses:
         """What each launch of a phase reads and writes: always the same, and looking it up takes milliseconds."""
         if name not in self._uses:
-            self._uses[name] = [memory_uses(launch) for launch in self._plan.phase(name).launches]
+            phase = self._plan.phase(name)
+            self._uses[name] = [memory_uses(phase, launch) for launch in phase.launches]
         return self._uses[name]
 
     def _places(self, runner: SegmentRunner) -> list[tuple[int, int]]:

@@ -12,8 +12,10 @@ from typing import Any
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import InputError, PlanError
+from hjgc.plan_format.structs import Plan
 from hjgc.runtime.backend import Backend, HostFunction
 from hjgc.runtime.code_choice import Trust
+from hjgc.runtime.function import Function
 from hjgc.runtime.functions import Functions
 from hjgc.runtime.opening_cuda import GPU, CodeRules, Unusable, open_cuda
 from hjgc.runtime.session import GRAPH_BYTES, NO_FUNCTIONS, Session
@@ -93,6 +95,49 @@ def open_session(
         progress=progress,
         functions=functions,
     )
+
+
+def load(
+    plan: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    graph_bytes: int = GRAPH_BYTES,
+    capture: bool = True,
+    strict: bool = False,
+    trust: Trust = "plan",
+    progress: Callable[[str], None] = lambda stage: None,
+    functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
+) -> Any:
+    """What serves the plan at this path: a `Function` for one that was compiled as a function, a `Session` for a
+    decoder. All options are those of `open_session`; a function uses `weights` and `device`."""
+    opened = open_plan(plan, weights)
+    if is_function(opened.file.plan):
+        return start_function(opened, device=device)
+    return start_session(
+        opened,
+        device=device,
+        graph_bytes=graph_bytes,
+        capture=capture,
+        strict=strict,
+        trust=trust,
+        progress=progress,
+        functions=functions,
+    )
+
+
+def is_function(plan: Plan) -> bool:
+    """Was the plan compiled as a function of its inputs?"""
+    return any(phase.entry == "tensor" for phase in plan.phases)
+
+
+def start_function(opened: Opened, *, device: str | None = None) -> Function:
+    """Load the weights and be ready for calls. Whatever goes wrong, the plan file is closed: nothing of it is needed
+    later."""
+    with opened.file as file:
+        backend = _open_backend(opened, device, CodeRules(False, "plan", lambda stage: None))
+        assert not isinstance(backend, CodeSource), "a function has no device code"
+        return Function(file.plan, backend)  # type: ignore[arg-type] (the CPU's has what functions need)
 
 
 def open_plan(plan: str | Path, weights: str | Path | None = None) -> Opened:

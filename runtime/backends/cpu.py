@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.ops.declaration import Op, split_roles
 from hjgc.plan_format.sizes import evaluate
-from hjgc.plan_format.structs import DTypes, Launch, Operand, Phase
-from hjgc.runtime.backend import Callback, Ids, MemoryRef, digest_of
+from hjgc.plan_format.structs import DTypes, IslandCall, Launch, Operand, Phase
+from hjgc.runtime.backend import Callback, Ids, MemoryRef, Rows, digest_of
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
+from hjgc.runtime.islands import IslandRun, Islands, Place, Value
 from hjgc.runtime.parameters import Parameters
 
 CALL_BYTES = 1024
@@ -71,6 +73,8 @@ class CpuBackend:
             "state": [allocate(state.shape, state.dtype, clear=True) for state in plan.states],
             "parameters": [self._parameters.fields],
         }
+        self._islands = Islands(plan_file) if plan.islands else None
+        self._values: dict[tuple[str, int], Value] = {}
         self._states = {state.name: tensor for state, tensor in zip(plan.states, self._tables["state"], strict=True)}
 
     def write_parameters(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
@@ -86,7 +90,7 @@ class CpuBackend:
         self,
         phase: str,
         launches: Sequence[int],
-        tokens: int,
+        tokens: Rows,
         stop: Callable[[], bool] | None = None,
         ahead: int | None = None,
     ) -> bool:
@@ -96,8 +100,25 @@ class CpuBackend:
             for number in launches:
                 if stop is not None and stop():
                     return False
-                self._bind(self._phases[phase], number, tokens)()
+                call = self._bind(self._phases[phase], number, tokens)
+                if isinstance(call, IslandRun):
+                    if not call.run(stop):
+                        return False
+                else:
+                    call()
         return True
+
+    def tensor(self, phase: str, index: int, tokens: Rows) -> NDArray[Any]:
+        """A buffer of a function's, as an array that shares its memory; of bfloat16 as uint16."""
+        tensor = self._buffer(self._phases[phase], index, tokens)
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+    def value(self, phase: str, index: int) -> Value:
+        """What only the host holds. Raises KeyError where nothing was given or computed yet."""
+        return self._values[phase, index]
+
+    def give_value(self, phase: str, index: int, value: Value) -> None:
+        self._values[phase, index] = value
 
     def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:
         self._enter()
@@ -161,8 +182,11 @@ class CpuBackend:
         return {"lasting": lasting, "arena": self._arena.nbytes, "graphs": self._graph_bytes, "staging": 0}
 
     def close(self) -> None:
+        if self._islands is not None:
+            self._islands.close()
         self._tables.clear()
         self._states.clear()
+        self._values.clear()
         self._arena = allocate((1,), "uint8")
 
     def _enter(self) -> None:
@@ -189,24 +213,61 @@ class CpuBackend:
         with torch.inference_mode():
             return bound(*call.args, **call.keywords)
 
-    def _bind(self, phase: Phase, number: int, tokens: int, **extra: Any) -> partial[None]:
+    def _bind(self, phase: Phase, number: int, tokens: Rows, **extra: Any) -> partial[None] | IslandRun:
         """The reference of a launch with its operands for `tokens` rows."""
         launch = phase.launches[number]
         op = all_ops()[launch.op]
         given = {operand.role: operand for operand in launch.operands}
+        if op.infer is not None:
+            return self._bind_tensors(phase, launch, op, given, tokens)
         tensors = [self._operand(phase, given.get(role.name), tokens) for role in op.roles]
         return partial(op.reference, *tensors, **_attributes(launch), **extra)
 
-    def _operand(self, phase: Phase, operand: Operand | None, tokens: int) -> Any:
+    def _bind_tensors(
+        self, phase: Phase, launch: Launch, op: Op, given: Mapping[str, Operand], tokens: Rows
+    ) -> partial[None] | IslandRun:
+        reads, writes = split_roles(tuple(given))
+        inputs = [given.get(f"x{i}") for i in range(reads)]
+        outputs = [given.get(f"y{i}") for i in range(writes)]
+        if op.island:
+            return self._bind_island(phase, launch, inputs, outputs, tokens)
+        tensors = ([self._operand(phase, operand, tokens) for operand in part] for part in (inputs, outputs))
+        return partial(op.reference, *tensors, **_attributes(launch))
+
+    def _bind_island(
+        self,
+        phase: Phase,
+        launch: Launch,
+        inputs: Sequence[Operand | None],
+        outputs: Sequence[Operand | None],
+        tokens: Rows,
+    ) -> IslandRun:
+        kernel = launch.kernels[self.name]
+        assert isinstance(kernel, IslandCall) and self._islands is not None, "a plan with islands"
+
+        def place(operand: Operand | None) -> Place:
+            assert operand is not None, "islands leave nothing out"
+            if operand.space == "value":
+                return Place(lambda: self._values.get((phase.name, operand.index)),
+                             partial(self.give_value, phase.name, operand.index),
+                             type=phase.values[operand.index].type)  # fmt: skip
+            tensor = self._operand(phase, operand, tokens)
+            shared = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+            return Place(memory=shared.numpy(), dtype=str(tensor.dtype).removeprefix("torch."))
+
+        return IslandRun(self._islands, kernel.island, list(map(place, inputs)), list(map(place, outputs)))
+
+    def _operand(self, phase: Phase, operand: Operand | None, tokens: Rows) -> Any:
         if operand is None:
             return None
         if operand.space != "buffer":
             return self._tables[operand.space][operand.index]
         return self._buffer(phase, operand.index, tokens)
 
-    def _buffer(self, phase: Phase, index: int, tokens: int) -> torch.Tensor:
+    def _buffer(self, phase: Phase, index: int, tokens: Rows) -> torch.Tensor:
         buffer = phase.buffers[index]
-        shape = [evaluate(axis, {"tokens": tokens}) for axis in buffer.shape]
+        sizes = _sizes(phase, tokens)
+        shape = [evaluate(axis, sizes) for axis in buffer.shape]
         dtype = TORCH_DTYPES[buffer.dtype]
         count = math.prod(shape) * dtype.itemsize
         return self._arena[buffer.offset : buffer.offset + count].view(dtype).view(shape)
@@ -220,6 +281,12 @@ class CpuBackend:
         if self._plan.states[ref.index].kind == "full_cache":
             return tensor[:, start : start + tokens]
         return tensor
+
+
+def _sizes(phase: Phase, tokens: Rows) -> dict[str, int]:
+    if isinstance(tokens, int):
+        return {"tokens": tokens}
+    return {size.name: value for size, value in zip(phase.sizes, tokens, strict=True)}
 
 
 def _attributes(launch: Launch) -> dict[str, Any]:

@@ -19,9 +19,14 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
     "int64": torch.int64,
     "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint64": torch.uint64,
     "uint32": torch.uint32,
+    "uint16": torch.uint16,
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
@@ -45,6 +50,8 @@ def allocate(shape: Sequence[int], dtype: str, *, clear: bool = False) -> torch.
     """Host memory from numpy, which asks the kernel for huge pages where arrays are large."""
     kind = TORCH_DTYPES[dtype]
     count = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if not count:
+        return torch.empty(tuple(shape), dtype=kind)
     make = np.zeros if clear else np.empty
     return torch.from_numpy(make(count, np.uint8)).view(kind).view(tuple(shape))
 
@@ -65,7 +72,7 @@ def read_constants(plan: Plan, section: bytes) -> list[torch.Tensor]:
     tensors: list[torch.Tensor] = []
     for constant in plan.constants:
         tensor = allocate(constant.shape, constant.dtype)
-        data = np.frombuffer(section, np.uint8, constant.length, constant.offset)
+        data = np.frombuffer(section[constant.offset : constant.offset + constant.length], np.uint8)
         tensor.view(-1).view(torch.uint8).copy_(torch.from_numpy(data.copy()))
         tensors.append(tensor)
     return tensors

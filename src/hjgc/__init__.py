@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hjgc.runtime.completion import Completion, Piece, Timings
     from hjgc.runtime.errors import Cancelled, ContextFull, DeadlineExceeded, SessionClosed
     from hjgc.runtime.llm import LLM
-    from hjgc.runtime.opening import open_session as load
+    from hjgc.runtime.opening import load
     from hjgc.runtime.sampling_params import SamplingParams
     from hjgc.runtime.session import Session
 
@@ -65,7 +65,7 @@ _HOMES = {
     "Stream": ("hjgc.runtime.answer", "Stream"),
     "Timings": ("hjgc.runtime.completion", "Timings"),
     "compile": ("hjgc.compiler", "compile_model"),
-    "load": ("hjgc.runtime.opening", "open_session"),
+    "load": ("hjgc.runtime.opening", "load"),
 }
 
 

@@ -1,0 +1,236 @@
+"""Which numbers does a model compute from sizes alone: shapes, axes, counts?
+
+The contents of a small tensor of whole numbers are held as an array of sizes: numbers, or expressions over the declared
+sizes. A node all of whose operands are known so needs no launch, unless somebody computes with its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hjgc.plan_format import dims
+from hjgc.plan_format.sizes import Expression
+
+Contents = NDArray[Any]
+"""Of dtype object: integers and expressions."""
+
+MOST = 1024
+"""Elements that are kept track of."""
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+
+def of_tensor(tensor: ir.TensorProtocol) -> Contents | None:
+    """Those of an initializer; None if it is large, or of another type."""
+    if tensor.dtype not in INTEGERS or tensor.size > MOST:
+        return None
+    array = tensor.numpy()
+    found = np.empty(array.shape, object)
+    for place in np.ndindex(array.shape):
+        found[place] = int(array[place])
+    return found
+
+
+def numbers(contents: Contents) -> tuple[int, ...] | None:
+    """All of them, flat, if they are numbers."""
+    flat = tuple(contents.reshape(-1))
+    return flat if all(isinstance(item, int) for item in flat) else None
+
+
+def sizes(contents: Contents) -> tuple[Expression, ...]:
+    return tuple(contents.reshape(-1))
+
+
+Shape = tuple[Expression, ...]
+Known = Callable[[ir.Value], Contents | None]
+ShapeOf = Callable[[ir.Value], Shape | None]
+
+
+def of_node(node: ir.Node, version: int, known: Known, shape_of: ShapeOf) -> Contents | None:
+    """The contents of the node's only result; None if they are not sizes alone."""
+    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None or len(node.outputs) != 1:
+        return None
+    try:
+        found = rule(_Node(node, version, known, shape_of))
+    except (_Unknown, ValueError, IndexError, ZeroDivisionError, OverflowError):
+        return None
+    return found if found.size <= MOST else None
+
+
+class _Unknown(Exception):
+    """Not known from sizes alone."""
+
+
+class _Node:
+    """A node with its operands' contents."""
+
+    def __init__(self, node: ir.Node, version: int, known: Known, shape_of: ShapeOf) -> None:
+        self.node, self.version, self._known, self._shape_of = node, version, known, shape_of
+
+    def value(self, index: int) -> ir.Value | None:
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def contents(self, index: int) -> Contents:
+        value = self.value(index)
+        found = None if value is None else self._known(value)
+        if found is None:
+            raise _Unknown
+        return found
+
+    def numbers(self, index: int, attribute: str) -> tuple[int, ...] | None:
+        """An operand of numbers, in older models an attribute; None if it is left out."""
+        if self.value(index) is not None:
+            found = numbers(self.contents(index))
+            if found is None:
+                raise _Unknown
+            return found
+        return tuple(self.node.attributes[attribute].as_ints()) if attribute in self.node.attributes else None
+
+    def shape(self, index: int) -> Shape:
+        value = self.value(index)
+        found = None if value is None else self._shape_of(value)
+        if found is None:
+            raise _Unknown
+        return found
+
+    def integer(self, name: str, default: int) -> int:
+        return self.node.attributes.get_int(name, default)
+
+
+def _array(items: Any) -> Contents:
+    found = np.empty(len(items), object)
+    for i, item in enumerate(items):
+        found[i] = item
+    return found
+
+
+def _scalar(item: Expression) -> Contents:
+    found = np.empty((), object)
+    found[()] = item
+    return found
+
+
+def _shape(node: _Node) -> Contents:
+    axes = node.shape(0)
+    return _array(axes[slice(node.integer("start", 0), node.node.attributes.get_int("end", len(axes)))])
+
+
+def _size(node: _Node) -> Contents:
+    return _scalar(dims.product(node.shape(0)))
+
+
+def _gather(node: _Node) -> Contents:
+    indices = node.contents(1)
+    whole = np.array([int(i) for i in indices.reshape(-1)], np.int64).reshape(indices.shape)
+    return np.asarray(np.take(node.contents(0), whole, axis=node.integer("axis", 0)), object)
+
+
+def _concat(node: _Node) -> Contents:
+    parts = [node.contents(i) for i in range(len(node.node.inputs))]
+    return np.concatenate(parts, axis=node.integer("axis", 0))
+
+
+def _unsqueeze(node: _Node) -> Contents:
+    axes = node.numbers(1, "axes") or ()
+    x = node.contents(0)
+    rank = x.ndim + len(axes)
+    return np.expand_dims(x, tuple(axis % rank for axis in axes))
+
+
+def _squeeze(node: _Node) -> Contents:
+    axes = node.numbers(1, "axes")
+    return np.squeeze(node.contents(0), None if axes is None else axes)
+
+
+def _reshape(node: _Node) -> Contents:
+    wanted = node.numbers(1, "shape")
+    if wanted is None:
+        raise _Unknown
+    return node.contents(0).reshape(wanted)
+
+
+def _slice(node: _Node) -> Contents:
+    x = node.contents(0)
+    starts, ends = node.numbers(1, "starts") or (), node.numbers(2, "ends") or ()
+    axes = node.numbers(3, "axes") or tuple(range(len(starts)))
+    steps = node.numbers(4, "steps") or (1,) * len(starts)
+    picked = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        last = None if step < 0 and end < -x.shape[axis] else end
+        picked[axis] = slice(start, last, step)
+    return x[tuple(picked)]
+
+
+def _same(node: _Node) -> Contents:
+    return node.contents(0)
+
+
+def _cast(node: _Node) -> Contents:
+    if ir.DataType(node.integer("to", 0)) not in INTEGERS:
+        raise _Unknown
+    return node.contents(0)
+
+
+def _binary(operation: Callable[[Expression, Expression], Expression]) -> Callable[[_Node], Contents]:
+    def rule(node: _Node) -> Contents:
+        left, right = np.broadcast_arrays(node.contents(0), node.contents(1))
+        found = np.empty(left.shape, object)
+        for place in np.ndindex(left.shape):
+            found[place] = operation(left[place], right[place])
+        return found
+
+    return rule
+
+
+def _quotient(left: Expression, right: Expression) -> Expression:
+    """As ONNX divides whole numbers; sizes are not under 0."""
+    if isinstance(left, int) and isinstance(right, int):
+        return int(abs(left) // abs(right)) * (1 if (left < 0) == (right < 0) else -1)
+    if not isinstance(right, int) or right < 1:
+        found = dims.divide(left, right)
+        if found is None:
+            raise _Unknown
+        return found
+    return dims.floor_div(left, right)
+
+
+def _constant_of_shape(node: _Node) -> Contents:
+    shape, value = numbers(node.contents(0)), node.node.attributes.get("value")
+    tensor = None if value is None else value.as_tensor()
+    if shape is None or tensor is None or tensor.dtype not in INTEGERS or int(np.prod(shape)) > MOST:
+        raise _Unknown
+    found = np.empty(shape, object)
+    found.fill(int(tensor.numpy().reshape(-1)[0]))
+    return found
+
+
+def _range(node: _Node) -> Contents:
+    ends = [numbers(node.contents(i)) for i in range(3)]
+    if any(end is None for end in ends):
+        raise _Unknown
+    return _array(list(range(*(end[0] for end in ends if end is not None)))[: MOST + 1])
+
+
+_RULES: Mapping[str, Callable[[_Node], Contents]] = {
+    "Shape": _shape,
+    "Size": _size,
+    "Gather": _gather,
+    "Concat": _concat,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Identity": _same,
+    "Cast": _cast,
+    "Add": _binary(dims.add),
+    "Sub": _binary(dims.sub),
+    "Mul": _binary(dims.mul),
+    "Div": _binary(_quotient),
+    "ConstantOfShape": _constant_of_shape,
+    "Range": _range,
+}

@@ -1,0 +1,255 @@
+"""Which nodes that are no launches of ours go to ONNX Runtime together, and in what order is everything run?
+
+Launches that are ready run first, then all nodes of islands that are ready, and so on: so each island is as large as
+its dependencies allow, and static segments are long. What is ready at once and not connected makes islands of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from hjgc.compiler.function import contents
+from hjgc.compiler.function.lowering import Context
+from hjgc.compiler.rules.rule import node_name
+from hjgc.compiler.tables import ALL_DTYPES, read_tensor
+from hjgc.plan_format.structs import Island
+
+INSIDE_BYTES = 1 << 20
+"""Initializers up to this size lie inside the sub-model; larger ones are weights of the plan."""
+MANY_NODES = 512
+"""Names of nodes that an island keeps."""
+
+
+@dataclass
+class Group:
+    """The nodes of one island, in order; `helpers` compute sizes that they want and nobody else computes."""
+
+    nodes: list[ir.Node]
+    helpers: list[ir.Node]
+
+
+def used_values(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, its graphs included, each once, in order."""
+    found: dict[ir.Value, None] = {value: None for value in node.inputs if value is not None}
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            found.update(dict.fromkeys(_free(graph)))
+    return list(found)
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _free(graph: ir.Graph) -> Iterator[ir.Value]:
+    """What a graph uses and does not make."""
+    made = {*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)}
+    for node in graph:
+        yield from (value for value in used_values(node) if value not in made)
+    yield from (value for value in graph.outputs if value not in made)
+
+
+class Partition:
+    """Orders the nodes of a graph: `order` has launches (nodes) and islands (groups)."""
+
+    def __init__(self, context: Context, nodes: Iterable[ir.Node], foreign: set[ir.Node]) -> None:
+        """`nodes`: those that run, in order; of them `foreign` are none of ours."""
+        self._context, self._foreign = context, foreign
+        self._nodes = list(nodes)
+        self._running = set(self._nodes)
+        self._users: dict[ir.Value, list[ir.Node]] = {}
+        for node in context.graph:
+            for value in used_values(node):
+                self._users.setdefault(value, []).append(node)
+        self._needs = {node: self._dependencies(node) for node in self._nodes}
+
+    def order(self) -> list[ir.Node | Group]:
+        done: set[ir.Node] = set()
+        result: list[ir.Node | Group] = []
+        left = self._nodes
+        while left:
+            ours, left = self._ready(left, done, foreign=False)
+            result += ours
+            theirs, left = self._ready(left, done, foreign=True)
+            result += [Group(nodes, self._helpers(nodes)) for nodes in self._components(theirs)]
+            assert ours or theirs, "nodes in order are ready in order"
+        return result
+
+    def wanted(self, value: ir.Value, own: set[ir.Node]) -> bool:
+        """Does anybody but these nodes use the value, in a graph of its own or not?"""
+        return value.is_graph_output() or any(user not in own for user in self._users.get(value, ()))
+
+    def _ready(self, nodes: list[ir.Node], done: set[ir.Node], *, foreign: bool) -> tuple[list[ir.Node], list[ir.Node]]:
+        """Those of one kind that need nothing of the other any more, and the rest."""
+        ready: list[ir.Node] = []
+        rest: list[ir.Node] = []
+        for node in nodes:
+            if (node in self._foreign) == foreign and self._needs[node] <= done:
+                ready.append(node)
+                done.add(node)
+            else:
+                rest.append(node)
+        return ready, rest
+
+    def _dependencies(self, node: ir.Node) -> set[ir.Node]:
+        """The running nodes that make what it reads, by way of what only computes sizes."""
+        found: set[ir.Node] = set()
+        waiting, met = [node], {node}
+        while waiting:
+            for value in used_values(waiting.pop()):
+                maker = value.producer()
+                if maker is None or maker in met:
+                    continue
+                met.add(maker)
+                if maker in self._running:
+                    found.add(maker)
+                elif not self._is_number(value):
+                    waiting.append(maker)
+        return found
+
+    def _is_number(self, value: ir.Value) -> bool:
+        found = self._context.contents(value)
+        return found is not None and contents.numbers(found) is not None
+
+    def _helpers(self, nodes: list[ir.Node]) -> list[ir.Node]:
+        """Nodes that compute the sizes which these read, in order."""
+        found: dict[ir.Node, None] = {}
+
+        def visit(node: ir.Node) -> None:
+            for value in used_values(node):
+                maker = value.producer()
+                if maker is not None and maker not in self._running and not self._is_number(value):
+                    visit(maker)
+                    found[maker] = None
+
+        for node in nodes:
+            visit(node)
+        return list(found)
+
+    def _components(self, nodes: list[ir.Node]) -> list[list[ir.Node]]:
+        """Those together, in order, of which one reads what another makes."""
+        owner = {node: i for i, node in enumerate(nodes)}
+
+        def root(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = parent[parent[i]]
+                i = parent[i]
+            return i
+
+        parent = list(range(len(nodes)))
+        for i, node in enumerate(nodes):
+            for value in used_values(node):
+                maker = value.producer()
+                if maker in owner:
+                    parent[root(owner[maker])] = root(i)
+        groups: dict[int, list[ir.Node]] = {}
+        for i, node in enumerate(nodes):
+            groups.setdefault(root(i), []).append(node)
+        return list(groups.values())
+
+
+@dataclass
+class SubModel:
+    """An island's model, and the values of the whole model that it takes and gives, in order."""
+
+    data: bytes
+    inputs: list[ir.Value]
+    outputs: list[ir.Value]
+    nodes: tuple[str, ...]
+
+
+def build(
+    model: ir.Model, context: Context, group: Group, wanted: Callable[[ir.Value, set[ir.Node]], bool]
+) -> SubModel:
+    """The nodes as a model of their own. `wanted(value, nodes)`: does anybody but these nodes use it?"""
+    members = [*group.helpers, *group.nodes]
+    own = set(members)
+    proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
+    for domain, version in sorted(model.opset_imports.items()):
+        proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    graph = proto.graph
+    graph.name = "island"
+    graph.node.extend(ir.serde.serialize_node(node) for node in members)
+    inputs: list[ir.Value] = []
+    for value in dict.fromkeys(value for node in members for value in used_values(node)):
+        if value.producer() in own:
+            continue
+        inside = _inside(context, value)
+        if inside is None:
+            inputs.append(value)
+        else:
+            graph.initializer.append(inside)
+    graph.input.extend(_declared(context, value) for value in inputs)
+    outputs = [value for node in group.nodes for value in node.outputs if value.name and wanted(value, own)]
+    graph.output.extend(_announced(value) for value in outputs)
+    names = tuple(node_name(node)[:200] for node in group.nodes[:MANY_NODES])
+    return SubModel(proto.SerializeToString(deterministic=True), inputs, outputs, names)
+
+
+def _inside(context: Context, value: ir.Value) -> onnx.TensorProto | None:
+    """An initializer to lie in the sub-model: small, of a type that no weight has, or found by the compiler."""
+    name = value.name or ""
+    tensor = value.const_value if value.is_initializer() else None
+    if tensor is not None:
+        if tensor.nbytes > INSIDE_BYTES and tensor.dtype in ALL_DTYPES:
+            return None
+        if isinstance(tensor, ir.ExternalTensor):
+            raw = read_tensor(tensor).tobytes()
+            return onnx.helper.make_tensor(name, tensor.dtype.value, tuple(tensor.shape.numpy()), raw, raw=True)
+        proto = ir.serde.serialize_tensor(tensor)
+        proto.name = name
+        return proto
+    found = context.contents(value)
+    numbers = None if found is None else contents.numbers(found)
+    if found is None or numbers is None or value.dtype is None:
+        return None
+    return onnx.numpy_helper.from_array(np.array(numbers, value.dtype.numpy()).reshape(found.shape), name)
+
+
+def _declared(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
+    """An input with its type, its shape as far as it has numbers."""
+    proto = ir.serde.serialize_value(value)
+    proto.ClearField("metadata_props")
+    if proto.type.HasField("tensor_type"):
+        known = context.shape(value)
+        proto.type.tensor_type.ClearField("shape")
+        if known is not None:
+            for axis in known:
+                place = proto.type.tensor_type.shape.dim.add()
+                if isinstance(axis, int):
+                    place.dim_value = axis
+    return proto
+
+
+def _announced(value: ir.Value) -> onnx.ValueInfoProto:
+    """An output by its name; its type where the model has one, no shape: ONNX Runtime finds both."""
+    proto = onnx.ValueInfoProto(name=value.name or "")
+    if value.type is not None:
+        proto.type.CopyFrom(ir.serde.serialize_type(value.type))
+        if proto.type.HasField("tensor_type"):
+            proto.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def table(models: list[SubModel]) -> tuple[tuple[Island, ...], bytes]:
+    """The plan's islands and the section that holds them; equal sub-models lie there once."""
+    section, places = bytearray(), dict[bytes, int]()
+    islands: list[Island] = []
+    for i, model in enumerate(models):
+        if model.data not in places:
+            places[model.data] = len(section)
+            section += model.data
+        digest = hashlib.sha256(model.data).hexdigest()
+        names = ([value.name or "" for value in values] for values in (model.inputs, model.outputs))
+        inputs, outputs = map(tuple, names)
+        place = places[model.data]
+        islands.append(Island(f"island.{i}", place, len(model.data), digest, inputs, outputs, model.nodes))
+    return tuple(islands), bytes(section)

@@ -1,0 +1,273 @@
+"""What does a whole ONNX model compute, as a function: launches in order, islands for the rest, named ends?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import Sequential, common
+
+import hjgc.compiler.function.rules  # noqa: F401 (registers the rules)
+from hjgc.compiler.function import contents, islands, types
+from hjgc.compiler.function.islands import Group, Partition, SubModel
+from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
+from hjgc.compiler.options import DEFAULT_SIZE, Options
+from hjgc.compiler.program import End, Network, Program, Step, Tensor
+from hjgc.compiler.rules.rule import node_name
+from hjgc.compiler.tables import ALL_DTYPES, Tables
+from hjgc.plan_format import dims
+from hjgc.plan_format.errors import CompileError
+from hjgc.plan_format.reasons import ReasonCode
+from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration, names
+from hjgc.plan_format.structs import DTypes, HostValue
+
+PHASE = "call"
+MOST_REASONS = 16
+"""Of one island, one for each code and operator."""
+
+
+def normalise(model: ir.Model, path: Path) -> ir.Model:
+    """In place: functions inlined, nodes sorted, constants among the initializers, every value named, and its type and
+    shape as far as ONNX can tell. Raises CompileError for a graph that this is not possible for."""
+    try:
+        Sequential(
+            common.InlinePass(),
+            common.TopologicalSortPass(),
+            common.RemoveInitializersFromInputsPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.RemoveUnusedNodesPass(),
+            common.NameFixPass(),
+            common.ShapeInferencePass(),
+        )(model)
+    except Exception as error:  # the libraries raise whatever they like
+        root = error.__cause__ or error
+        words = " ".join(str(root).split())[:200] or type(root).__name__
+        problem = f"expected a well-formed graph, found one that cannot be normalised ({words})"
+        raise CompileError(path, problem, next_step="check it with onnx.checker, or export it again") from error
+    return model
+
+
+def build_function(model: ir.Model, options: Options, path: Path) -> tuple[Network, list[Path]]:
+    """The network and the weight files it names. Raises CompileError, InputError."""
+    return _Function(model, options, path).network()
+
+
+@dataclass
+class _Sizes:
+    """The sizes that the inputs' shapes name, in order, with the ranges that the user gave."""
+
+    ranges: Mapping[str, tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        self.declared: dict[str, SizeDeclaration] = {}
+
+    def declare(self, text: str) -> Expression:
+        found = types.spelt_dimension(text, self.size)
+        assert found is not None, "every name is a size"
+        return found
+
+    def size(self, text: str) -> Size:
+        size = types.named(text)
+        if size.name not in self.declared:
+            low, high = self.ranges.get(size.name, DEFAULT_SIZE)
+            self.declared[size.name] = SizeDeclaration(size.name, low, high, "key")
+        return size
+
+    def known(self, text: str) -> Expression | None:
+        """What a name among the model's own shapes stands for, if an input has it."""
+        name = types.size_name(text)
+        return Size(name) if name in self.declared else None
+
+
+class _Function:
+    """One model on its way."""
+
+    def __init__(self, model: ir.Model, options: Options, path: Path) -> None:
+        self.model, self.path, self.options = model, path, options
+        self.tables = Tables(path, "float32")
+        self.context = Context(self.tables, model.graph, model.opset_imports)
+        self.sizes = _Sizes({name: (low, high) for name, low, high in options.sizes})
+        self.values: dict[ir.Value, int] = {}
+        self.why: dict[ir.Node, NotNative] = {}
+        self.models: list[SubModel] = []
+
+    def network(self) -> tuple[Network, list[Path]]:
+        arguments = [self._argument(value) for value in self.model.graph.inputs]
+        for node in self.model.graph:
+            self._visit(node)
+        results, copies = self._results()
+        steps = (*self._ordered(), *copies)
+        program = Program(
+            PHASE,
+            tuple(self.sizes.declared.values()),
+            (),
+            steps,
+            function=True,
+            arguments=tuple(arguments),
+            results=tuple(results),
+            values=tuple(HostValue(self._value_name(value), types.type_text(value)) for value in self.values),
+        )
+        table, section = islands.table(self.models)
+        network = Network(
+            dtypes=DTypes("float32", "float32", "float32", "float32", "float32"),
+            weights=tuple(self.tables.weights.values()),
+            constants=tuple(self.tables.constants.values()),
+            constant_bytes=bytes(self.tables.constant_bytes),
+            states=(),
+            programs=(program,),
+            vocab_size=0,
+            layers=0,
+            islands=table,
+            island_bytes=section,
+        )
+        return network, self.tables.files
+
+    def _argument(self, value: ir.Value) -> End:
+        """What the caller gives: in a buffer, if one can hold it."""
+        text = types.type_text(value)
+        shape = self._argument_shape(value)
+        if shape is None or value.dtype not in ALL_DTYPES:
+            why = NotNative(ReasonCode.HOST_TYPE, f"its operand is of type {text}, of no known rank" if shape is None
+                            else f"its operand is of type {text}", value.name or "")  # fmt: skip
+            self.context.held[value] = HostOnly(why)
+            return End(value.name or "", self._host_value(value), text, shape)
+        tensor = Tensor(self._value_name(value), "buffer", ALL_DTYPES[value.dtype], shape)
+        self.context.held[value] = tensor
+        return End(value.name or "", tensor, text, shape)
+
+    def _argument_shape(self, value: ir.Value) -> tuple[Expression, ...] | None:
+        if value.shape is None or not isinstance(value.type, ir.TensorType) or len(value.shape) > 8:
+            return None
+        axes: list[Expression] = []
+        for i, axis in enumerate(value.shape):
+            text = axis.value if isinstance(axis, ir.SymbolicDim) else None
+            if isinstance(axis, int):
+                axes.append(axis)
+            else:
+                axes.append(self.sizes.declare(str(text)) if text else self.sizes.size(f"{value.name}.{i}"))
+        return tuple(axes)
+
+    def _visit(self, node: ir.Node) -> None:
+        """Sizes alone, launches, or a part of an island."""
+        found = contents.of_node(node, node.version or 0, self.context.contents, self.context.shape)
+        if found is not None:
+            self.context.known[node.outputs[0]] = found
+            if not node.outputs[0].is_graph_output():
+                return
+        why = self.context.lower(node)
+        if why is None:
+            return
+        self.why[node] = why
+        for value in node.outputs:
+            if value.name:
+                self.context.held[value] = self._from_island(value)
+
+    def _from_island(self, value: ir.Value) -> Tensor | HostOnly:
+        """A buffer where its type and shape are known before."""
+        shape = types.axes(value, lambda text: types.spelt_dimension(text, self.sizes.known))
+        if value.dtype not in ALL_DTYPES:
+            return HostOnly(NotNative(ReasonCode.HOST_TYPE, f"of type {types.type_text(value)}", value.name or ""))
+        known = tuple(axis for axis in shape or () if axis is not None)
+        if shape is None or len(known) != len(shape) or len(shape) > 8:
+            why = "the shape of its operand is not known before"
+            return HostOnly(NotNative(ReasonCode.DATA_DEPENDENT_SHAPE, why, value.name or ""))
+        return Tensor(self._value_name(value), "buffer", ALL_DTYPES[value.dtype], tuple(map(dims.canonical, known)))
+
+    def _results(self) -> tuple[list[End], list[Step]]:
+        """What the caller gets. What lies elsewhere than in a buffer of its own is copied into one."""
+        results: list[End] = []
+        copies: list[Step] = []
+        own = {id(tensor) for steps in self.context.steps.values() for step in steps
+               for role, tensor in step.operands.items() if role[0] == "y"}  # fmt: skip
+        for value in self.model.graph.outputs:
+            held = self.context.hold(value)
+            text, maker = types.type_text(value), value.producer()
+            if isinstance(held, HostOnly) or maker in self.why:
+                shape = held.shape if isinstance(held, Tensor) else types.axes(value, self.sizes.known)
+                if isinstance(held, Tensor) and self._is_read(value):
+                    results.append(End(value.name or "", held, text, tuple(held.shape)))
+                else:
+                    results.append(End(value.name or "", self._host_value(value), text, shape))
+                continue
+            if id(held) not in own:
+                held = self._copy(value, held, copies)
+            results.append(End(value.name or "", held, text, tuple(held.shape)))
+        return results, copies
+
+    def _is_read(self, value: ir.Value) -> bool:
+        """Does a launch of ours read it?"""
+        return any(user in self.context.steps for user, _ in value.uses())
+
+    def _copy(self, value: ir.Value, tensor: Tensor, copies: list[Step]) -> Tensor:
+        lowering = Lowering(self.context, ir.Node("hjgc", "Copy", [], num_outputs=1, name=f"{value.name}.copy"), 1)
+        lowering.steps = copies
+        made = lowering.elementwise("x0", tensor)
+        copies[-1] = replace(copies[-1], nodes=())
+        return made
+
+    def _ordered(self) -> Iterable[Step]:
+        """The steps of all nodes, islands between them."""
+        running = [node for node in self.model.graph if node in self.context.steps or node in self.why]
+        partition = Partition(self.context, running, set(self.why))
+        for entry in partition.order():
+            if isinstance(entry, Group):
+                yield self._island(entry, partition)
+            else:
+                yield from self.context.steps[entry]
+
+    def _island(self, group: Group, partition: Partition) -> Step:
+        model = islands.build(self.model, self.context, group, partition.wanted)
+        number = len(self.models)
+        self.models.append(model)
+        operands = {f"x{i}": self._taken(value) for i, value in enumerate(model.inputs)}
+        operands |= {f"y{i}": self._given(value) for i, value in enumerate(model.outputs)}
+        values = {f"y{i}": value.name or "" for i, value in enumerate(model.outputs)}
+        name = self.context.step_name(f"island.{number}", set())
+        causes = tuple(self._causes(group))
+        return Step(name, "island", operands, {}, model.nodes, values, island=number, causes=causes)
+
+    def _causes(self, group: Group) -> Iterable[tuple[ReasonCode, tuple[str, ...]]]:
+        """One for each code and operator, from the node to what causes it."""
+        met: set[tuple[ReasonCode, str]] = set()
+        for node in group.nodes:
+            why = self.why[node]
+            if (why.code, node.op_type) in met or len(met) >= MOST_REASONS:
+                continue
+            met.add((why.code, node.op_type))
+            about = (f"ONNX value {_clean(why.about)}",) if why.about else ()
+            yield why.code, (f"ONNX node {_clean(node_name(node))}", _clean(why.why), *about)
+
+    def _taken(self, value: ir.Value) -> Tensor:
+        held = self.context.hold(value)
+        if isinstance(held, Tensor) and not (value.producer() in self.why and not self._in_buffer(value)):
+            return held
+        return self._host_value(value)
+
+    def _given(self, value: ir.Value) -> Tensor:
+        held = self.context.held[value]
+        return held if isinstance(held, Tensor) and self._in_buffer(value) else self._host_value(value)
+
+    def _in_buffer(self, value: ir.Value) -> bool:
+        """Of what an island gives: in a buffer if a launch reads it, else the host keeps it."""
+        return self._is_read(value)
+
+    def _host_value(self, value: ir.Value) -> Tensor:
+        number = self.values.setdefault(value, len(self.values))
+        return Tensor(self._value_name(value), "value", "uint8", (), number)
+
+    def _value_name(self, value: ir.Value) -> str:
+        return _clean(value.name or "value")
+
+
+def _clean(text: str) -> str:
+    """On one line, printable, not too long for a plan."""
+    return "".join(sign if sign.isprintable() else "_" for sign in text)[:500]
+
+
+def unbound(program: Program) -> list[str]:
+    """Sizes that no argument's axis gives by itself."""
+    given = {axis.name for end in program.arguments for axis in end.shape or () if isinstance(axis, Size)}
+    used = {name for end in program.arguments for axis in end.shape or () if axis is not None for name in names(axis)}
+    return sorted(used - given)

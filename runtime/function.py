@@ -1,0 +1,267 @@
+"""What serves a plan that is a function: named arrays in, named arrays out?"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.sizes import Expression, Size, evaluate, spell
+from hjgc.plan_format.structs import DynamicSegment, Plan, Port, Segment
+from hjgc.runtime.backend import Rows
+from hjgc.runtime.errors import DeadlineExceeded, SessionClosed
+from hjgc.runtime.islands import BITS, Value, host_value
+
+PHASE = "call"
+ORT_NAMES = {"float": "float32", "double": "float64", "string": "object"}
+"""How ONNX's types are called where numpy calls them otherwise."""
+
+
+class FunctionBackend(Protocol):
+    """What a function needs of a device besides `hjgc.runtime.backend.Backend`: buffers as arrays, values by number."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, phase: str, launches: Any, tokens: Rows, stop: Callable[[], bool] | None = None) -> bool: ...
+
+    def tensor(self, phase: str, index: int, tokens: Rows) -> NDArray[Any]: ...
+
+    def value(self, phase: str, index: int) -> Value: ...
+
+    def give_value(self, phase: str, index: int, value: Value) -> None: ...
+
+    def memory(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
+
+
+class Function:
+    """Runs a plan that is a function. `function(inputs)` takes arrays by name and returns arrays by name.
+
+    Threads. Every method may be called from any thread; calls have the device one at a time. `close()` waits for the
+    call in progress."""
+
+    def __init__(self, plan: Plan, backend: FunctionBackend) -> None:
+        self.plan, self._backend = plan, backend
+        self._phase = plan.phase(PHASE)
+        self._segments: tuple[Segment, ...] = self._phase.schedule().segments
+        self._busy = threading.Lock()
+        self._closed = False
+        self._cancelled = threading.Event()
+        self.calls = 0
+        self._runs = [0] * len(self._segments)
+        self._seconds = [0.0] * len(self._segments)
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What a call takes: name, ONNX type, shape."""
+        return self._phase.arguments
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What a call gives."""
+        return self._phase.results
+
+    def __call__(self, inputs: Mapping[str, Any], *, deadline: float | None = None) -> dict[str, Any]:
+        """The outputs by name, each a new array (a list of arrays for a sequence, None for an absent optional).
+
+        `inputs` are arrays, or what numpy makes arrays of; `deadline` is in seconds from now. Raises RunError for
+        inputs that do not fit the plan, naming the first, and for an island that fails; DeadlineExceeded. The function
+        may be called again after any of them."""
+        given = self._checked(inputs)
+        end = None if deadline is None else time.monotonic() + deadline
+        with self._busy:
+            if self._closed:
+                raise SessionClosed()
+            rows = self._bind(given)
+            self._fill(given, rows)
+            self._cancelled.clear()
+            self._run(rows, end)
+            self.calls += 1
+            return {port.name: self._result(port, rows) for port in self._phase.results}
+
+    def cancel(self) -> None:
+        """End the call in progress, between two launches or inside of an island; it raises RunError."""
+        self._cancelled.set()
+
+    def _run(self, rows: Rows, end: float | None) -> None:
+        def stop() -> bool:
+            return self._cancelled.is_set() or (end is not None and time.monotonic() >= end)
+
+        for number, segment in enumerate(self._segments):
+            begun = time.perf_counter()
+            if not self._backend.run(PHASE, segment.launches, rows, stop):
+                where = self._where(segment)
+                if self._cancelled.is_set():
+                    raise RunError(f"the call was cancelled {where}")
+                raise DeadlineExceeded(f"the deadline passed {where}")
+            self._runs[number] += 1
+            self._seconds[number] += time.perf_counter() - begun
+
+    def _where(self, segment: Segment) -> str:
+        """Where a call was, in words; for an island, its nodes."""
+        if isinstance(segment, DynamicSegment):
+            chains = "; ".join(" <- ".join(reason.chain) for reason in segment.reasons[:3])
+            return f"in a dynamic segment ({chains})"
+        return "in a static segment"
+
+    def _checked(self, inputs: Mapping[str, Any]) -> dict[str, Value]:
+        """Arrays of the right types, by name. Raises RunError that names the first that is not."""
+        known = {port.name: port for port in self._phase.arguments}
+        unknown = next((name for name in inputs if name not in known), None)
+        if unknown is not None:
+            names = ", ".join(map(repr, known)) or "none"
+            raise RunError(f"expected inputs among {names}, found {unknown!r}")
+        return {name: _value(port, inputs.get(name)) for name, port in known.items()}
+
+    def _bind(self, given: Mapping[str, Value]) -> tuple[int, ...]:
+        """The sizes that these inputs have, in the phase's order. Raises RunError where they disagree."""
+        found: dict[str, int] = {}
+        ports = [port for port in self._phase.arguments if port.space == "buffer"]
+        for port in ports:
+            shape = np.shape(given[port.name])
+            if len(shape) != len(port.shape or ()):
+                wanted = _shape_text(port.shape)
+                raise RunError(f"input {port.name!r}: expected {wanted}, found {list(shape)}")
+            for axis, size in zip(port.shape or (), shape, strict=True):
+                if isinstance(axis, Size):
+                    found.setdefault(axis.name, size)
+        self._check_ranges(found)
+        for port in ports:
+            self._check_shape(port, np.shape(given[port.name]), found)
+        return tuple(found.get(size.name, size.low) for size in self._phase.sizes)
+
+    def _check_ranges(self, found: Mapping[str, int]) -> None:
+        for size in self._phase.sizes:
+            value = found.get(size.name, size.low)
+            if not size.low <= value <= size.high:
+                raise RunError(
+                    f"expected {size.name} of {size.low} to {size.high}, found {value}; compile again with "
+                    f"--size {size.name}={min(size.low, value)}:{max(size.high, value)}"
+                )
+
+    def _check_shape(self, port: Port, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
+        for axis, size in zip(port.shape or (), shape, strict=True):
+            try:
+                wanted = size if axis is None else evaluate(axis, sizes)
+            except KeyError:
+                continue  # a size that no input has by itself
+            if wanted != size:
+                named = "" if isinstance(axis, int) or axis is None else f" ({spell(axis)} = {wanted})"
+                problem = f"expected {_shape_text(port.shape)}{named}, found {list(shape)}"
+                raise RunError(f"input {port.name!r}: {problem}")
+
+    def _fill(self, given: Mapping[str, Value], rows: Rows) -> None:
+        for port in self._phase.arguments:
+            value = given[port.name]
+            if port.space == "value":
+                self._backend.give_value(PHASE, port.index, value)
+            else:
+                memory = self._backend.tensor(PHASE, port.index, rows)
+                memory[...] = _bits(value).reshape(memory.shape)
+
+    def _result(self, port: Port, rows: Rows) -> Value:
+        if port.space == "value":
+            return host_value(self._backend.value(PHASE, port.index))
+        memory = self._backend.tensor(PHASE, port.index, rows).copy()
+        return _typed(memory, port.type)
+
+    def report(self) -> dict[str, Any]:
+        """Each segment with its runs, seconds and reasons; the memory. JSON-able."""
+        segments = [
+            {
+                "kind": "dynamic" if isinstance(segment, DynamicSegment) else "static",
+                "launches": len(segment.launches),
+                "runs": self._runs[i],
+                "seconds": round(self._seconds[i], 6),
+                "reasons": [
+                    {"code": str(reason.code), "sentence": reason.code.sentence, "chain": list(reason.chain)}
+                    for reason in (segment.reasons if isinstance(segment, DynamicSegment) else ())
+                ],
+            }
+            for i, segment in enumerate(self._segments)
+        ]
+        return {
+            "model": self.plan.model.name,
+            "target": self._backend.name,
+            "calls": self.calls,
+            "islands": len(self.plan.islands),
+            "segments": segments,
+            "memory": self._backend.memory(),
+        }
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Give all memory back. May be called twice."""
+        with self._busy:
+            if not self._closed:
+                self._closed = True
+                self._backend.close()
+
+    def __enter__(self) -> Function:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _shape_text(shape: tuple[Expression | None, ...] | None) -> str:
+    axes = ", ".join("?" if axis is None else spell(axis) for axis in shape or ())
+    return f"[{axes}]"
+
+
+def _value(port: Port, given: Any) -> Value:
+    """The value of an argument, as an array of its type if it is a tensor. Raises RunError."""
+    if not port.type.startswith("tensor("):
+        if given is None and not port.type.startswith("optional("):
+            raise RunError(f"input {port.name!r}: expected {port.type}, found none")
+        return [np.asarray(item) for item in given] if isinstance(given, list | tuple) else given
+    if given is None:
+        raise RunError(f"input {port.name!r}: expected {port.type} {_shape_text(port.shape)}, found none")
+    array, wanted = np.asarray(given), element_type(port.type)
+    if wanted == "object" and array.dtype.kind in "UO":
+        return array
+    same = str(array.dtype) == wanted or (wanted in BITS.values() and str(array.dtype) in ("uint16", "uint8"))
+    if not same:
+        # A plain Python number or list takes the type that is wanted, an array keeps its own.
+        if isinstance(given, np.ndarray | np.generic) or wanted not in np.sctypeDict:
+            raise RunError(f"input {port.name!r}: expected {wanted}, found {array.dtype}")
+        array = array.astype(wanted)
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def element_type(text: str) -> str:
+    """The type that numpy, or ml_dtypes, has for the elements of a `tensor(...)`."""
+    name = text.removeprefix("tensor(").removesuffix(")")
+    return ORT_NAMES.get(name, OTHER_NAMES.get(name, name))
+
+
+OTHER_NAMES = {
+    "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz", "float8e5m2": "float8_e5m2",
+    "float8e5m2fnuz": "float8_e5m2fnuz", "float4e2m1": "float4_e2m1fn", "float8e8m0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """Of a type that numpy has not, the bits."""
+    return array.view(np.uint16) if str(array.dtype) == "bfloat16" else array
+
+
+def _typed(array: NDArray[Any], text: str) -> NDArray[Any]:
+    if text == "tensor(bfloat16)" and find_spec("ml_dtypes") is not None:
+        return array.view(importlib.import_module("ml_dtypes").bfloat16)
+    return array
