@@ -28,6 +28,10 @@ class Dumper:
         self.folder = Path(folder) if folder else None
         self.count = 0
 
+    def restart(self) -> None:
+        """What was written is left behind: another way is tried from the beginning."""
+        self.count = 0
+
     def write(self, stage: str, text: Callable[[], str]) -> None:
         self.count += 1
         if self.folder is None:

@@ -87,7 +87,7 @@ def _phase(compiled: CompiledPhase, targets: tuple[str, ...], waits: frozenset[i
     orders = [[i for segment in schedule.segments for i in segment.launches] for schedule in compiled.schedules]
     return Phase(
         name=program.phase,
-        entry="tensor" if program.function else "token",
+        entry="function" if program.function else "token",
         logits_rows="none" if program.function else "last",
         sizes=program.sizes,
         buffers=compiled.memory.buffers,

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from hjgc.compiler.errors import NoDecoder
 from hjgc.compiler.rules.rule import FLOATS
-from hjgc.plan_format.errors import CompileError
 
 Array = NDArray[Any]
 Role = Literal["key", "value"]
@@ -111,7 +111,7 @@ def read_interface(model: ir.Model, path: Path) -> Interface:
         names = ", ".join(sorted(str(value.name) for value in (*inputs, *graph.outputs))[:6]) or "none"
         problem = f"expected a decoder with input_ids and logits, found {names}"
         missing = "input_ids" if ids is None else "logits"
-        raise CompileError(path, problem, field=missing, next_step="export it with `hjgc export`")
+        raise NoDecoder(path, problem, field=missing, next_step="export it with `hjgc export`")
     caches = {value: slot for value in inputs if (slot := cache_slot(value)) is not None}
     presents = {value: slot for value in graph.outputs if (slot := cache_slot(value)) is not None}
     others = tuple(value for value in inputs if value is not ids and value not in caches)

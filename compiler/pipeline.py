@@ -17,6 +17,8 @@ from hjgc.compiler.build_variants import build_variants
 from hjgc.compiler.classify import classify, describe
 from hjgc.compiler.config_check import disagreements
 from hjgc.compiler.emit import CompiledPhase, emit, emit_debug
+from hjgc.compiler.errors import CallerError, NoDecoder
+from hjgc.compiler.function.islands import try_islands
 from hjgc.compiler.function.network import build_function
 from hjgc.compiler.function.network import normalise as normalise_function
 from hjgc.compiler.import_model import ImportedModel, import_folder, import_onnx
@@ -96,16 +98,7 @@ def compile_model(
     _check_output(output, path)
     stages, dumper = _Stages(progress or (lambda _: None)), dump.Dumper()
 
-    front = _as_function if kind == "function" else _as_decoder
-    try:
-        imported, network, weight_paths, rule_notes = front(path, options, stages, dumper)
-        notes: tuple[str, ...] = ()
-    except CompileError as error:
-        if kind is not None:
-            raise
-        dumper = dump.Dumper()
-        imported, network, weight_paths, rule_notes = _as_function(path, options, stages, dumper)
-        notes = (f"compiled as a function, not as a decoder that is served token by token: {error}",)
+    (imported, network, weight_paths, rule_notes), notes = _front(path, options, kind, stages, dumper)
     with stages.stage("lower"):
         network = lower(network, options.targets)
         dumper.write("lower", lambda: "".join(dump.program_text(program) for program in network.programs))
@@ -144,7 +137,7 @@ def compile_model(
         inside = {"constants": network.constant_bytes, "islands": network.island_bytes}
         sections = {**inside, **dict(code.sections)}
         plan_format.save(output, plan, debug=debug, sections=sections)
-    notes += root_notes
+    notes += root_notes + network.notes
     if network.vocab_size:
         notes += _folder_notes(imported, root) + disagreements(_model_folder(imported), network)
     return CompileResult(plan, output, output.stat().st_size, stages.seconds, notes)
@@ -152,6 +145,29 @@ def compile_model(
 
 _Front = tuple[ImportedModel, Network, list[Path], tuple[Note, ...]]
 """What the stages up to the network leave: the model, the network, its weight files, the rules that almost fired."""
+
+
+def _front(
+    path: Path, options: Options, kind: Kind | None, stages: _Stages, dumper: dump.Dumper
+) -> tuple[_Front, tuple[str, ...]]:
+    """As a decoder if it is one, else as a function, and a note that says why. Raises CompileError where neither can
+    be: of what takes token ids and gives logits, the decoder's."""
+    if kind == "function":
+        return _as_function(path, options, stages, dumper), ()
+    try:
+        return _as_decoder(path, options, stages, dumper), ()
+    except CompileError as error:
+        why = error
+    if kind == "decoder" or isinstance(why, CallerError):
+        raise why
+    dumper.restart()
+    try:
+        front = _as_function(path, options, stages, dumper)
+    except CompileError:
+        if isinstance(why, NoDecoder):
+            raise
+        raise why from None
+    return front, (f"compiled as a function, not as a decoder that is served token by token: {why}",)
 
 
 def _as_decoder(path: Path, options: Options, stages: _Stages, dumper: dump.Dumper) -> _Front:
@@ -180,6 +196,8 @@ def _as_function(path: Path, options: Options, stages: _Stages, dumper: dump.Dum
     with stages.stage("lift"):
         network, weight_paths = build_function(graph, options, path)
         dumper.write("lift", lambda: "".join(dump.program_text(program) for program in network.programs))
+    with stages.stage("islands"):
+        try_islands(network, path)
     return imported, network, weight_paths, ()
 
 

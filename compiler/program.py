@@ -80,3 +80,5 @@ class Network:
     layers: int
     islands: tuple[Island, ...] = ()
     island_bytes: bytes = b""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""

@@ -12,6 +12,8 @@ from hjgc.compiler.attention.evaluate import SHAPES, cone
 from hjgc.compiler.attention.meanings import has_meaning
 from hjgc.compiler.attention.regions import ATTENTION, PARTS, AttentionFinder
 from hjgc.compiler.check_onnx import written_by
+from hjgc.compiler.errors import CallerError
+from hjgc.compiler.foreign import ISLAND, Foreign, lift_foreign
 from hjgc.compiler.interface import Interface, read_interface, unknown_inputs
 from hjgc.compiler.quantised import lift_quantised
 from hjgc.compiler.rules import fuse, lift
@@ -23,7 +25,7 @@ from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR, is_function_name
 from hjgc.plan_format.structs import Note
 
 LAUNCHABLE = ("Embedding", "RotaryAngles", "AttentionInputs", "Attention", "Linear", "GatedLinear", "RmsNorm",
-              "VocabularyLogits", "HostCall", "Dequantise")  # fmt: skip
+              "VocabularyLogits", "HostCall", "Dequantise", ISLAND)  # fmt: skip
 IN_PATTERNS = frozenset(
     ("Add", "Cos", "Gather", "MatMul", "Mul", "RMSNormalization", "Sigmoid", "Sin", "Split", "Transpose")
 )
@@ -32,14 +34,27 @@ IN_PATTERNS = frozenset(
 
 @dataclass(frozen=True)
 class Recognised:
-    """The graph in our vocabulary, and the rules that matched but did not fire."""
+    """The graph in our vocabulary, the rules that matched but did not fire, and what is left to ONNX Runtime: the
+    nodes that each `Island` of the graph stands for."""
 
     model: ir.Model
     notes: tuple[Note, ...]
+    foreign: tuple[Foreign, ...] = ()
 
 
 def recognise(model: ir.Model, path: Path) -> Recognised:
-    """Rewrite the graph in place. Raises CompileError that names the first node no rule covers."""
+    """Rewrite the graph in place. Raises CompileError that names the first node no rule covers; CallerError where the
+    graph calls a function of the caller's, so that it can be nothing but a decoder."""
+    calls = any(is_op(node, "HostFunction") for node in model.graph)
+    try:
+        return _recognise(model, path)
+    except CompileError as error:
+        if calls:
+            raise CallerError(error.place, error.problem, field=error.field, next_step=error.next_step) from None
+        raise
+
+
+def _recognise(model: ir.Model, path: Path) -> Recognised:
     journal = Journal()
     lift_quantised(model, journal)
     interface = read_interface(model, path)
@@ -52,10 +67,10 @@ def recognise(model: ir.Model, path: Path) -> Recognised:
     attention = AttentionFinder(model, interface, journal).replace_all()
     apply_rules(model, fuse.RULES, journal)
     RemoveUnusedNodesPass()(model)
-    _refuse_leftovers(model, journal, attention, interface.ids, path)
+    foreign = _leave_to_islands(model, journal, attention, interface.ids, path)
     _check_outputs(model, tuple(value for value in model.graph.outputs if value not in interface.presents), path)
     _check_head(model, path)
-    return Recognised(model, _standing(journal, model))
+    return Recognised(model, _standing(journal, model), foreign)
 
 
 def _standing(journal: Journal, model: ir.Model) -> tuple[Note, ...]:
@@ -133,11 +148,18 @@ def _check_head(model: ir.Model, path: Path) -> None:
         )
 
 
-def _refuse_leftovers(model: ir.Model, journal: Journal, attention: set[ir.Node], ids: ir.Value, path: Path) -> None:
-    """`attention`: the nodes of attention that is not ours, which the journal gives a reason for."""
+def _leave_to_islands(
+    model: ir.Model, journal: Journal, attention: set[ir.Node], ids: ir.Value, path: Path
+) -> tuple[Foreign, ...]:
+    """What no rule covers goes to ONNX Runtime, if it works on rows alone. `attention`: the nodes of attention that is
+    not ours, which the journal gives a reason for. Raises CompileError that names a node and what stopped the rules."""
     leftovers = [node for node in model.graph if not _is_covered(node)]
     if not leftovers:
-        return
+        return ()
+    if not attention.intersection(leftovers):
+        found = lift_foreign(model, leftovers)
+        if not isinstance(found, str):
+            return tuple(found)
     why = _reasons(journal)
     refused = {note.node: note.rule for note in journal.notes.values() if note.rule in (ATTENTION, PARTS)}
     numbers = _of_numbers(model, ids) - {node for node in attention if has_meaning(node)}

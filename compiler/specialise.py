@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, count, pairwise
 from pathlib import Path
 
 import onnx_ir as ir
 
+from hjgc.compiler.foreign import Foreign
+from hjgc.compiler.foreign_model import foreign_model, try_rows
+from hjgc.compiler.function.islands import SubModel, causes, table
 from hjgc.compiler.kernels.prefill_choice import range_ends
 from hjgc.compiler.options import DEFAULT_CONTEXT, Options
 from hjgc.compiler.program import Network, Program, Step, Tensor
@@ -37,9 +40,10 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
     context = choose_context(model, options)
     phases = _phases(options, context)
     most_rows = max(size.high for _, _, sizes, _ in phases for size in sizes if size.name == "tokens")
-    builder = _Builder(model, path, dtypes, context, most_rows)
+    builder = _Builder(model, path, dtypes, context, most_rows, recognised.foreign)
     programs = tuple(builder.program(*phase) for phase in phases)
     tables = builder.tables
+    islands, island_bytes = table([made for made, _ in builder.islands.values()])
     network = Network(
         dtypes=dtypes,
         weights=tuple(tables.weights.values()),
@@ -49,6 +53,9 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
         programs=programs,
         vocab_size=builder.vocab_size,
         layers=builder.layers,
+        islands=islands,
+        island_bytes=island_bytes,
+        notes=tuple(builder.notes),
     )
     return network, tables.files
 
@@ -147,10 +154,13 @@ class _Builder:
     dtypes: DTypes
     context: int
     most_rows: int
+    foreign: tuple[Foreign, ...] = ()
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.path, self.dtypes.weights)
         self.states: dict[str, State] = {}
+        self.islands: dict[int, tuple[SubModel, list[Tensor]]] = {}
+        self.notes: list[str] = []
         self.vocab_size = 0
         self.layers = 0
 
@@ -265,6 +275,29 @@ class _Builder:
         x, callback = self._get(node, 0), node.attributes["name"].as_string()
         name = self._layer_name("host_function")
         self._step(node, name, "host_function", {"x": x}, {"y": (node.outputs[0], x.shape)}, callback=callback)
+
+    def _visit_Island(self, node: ir.Node) -> None:
+        """A sub-model of ONNX Runtime's, one for all phases."""
+        number = node.attributes["number"].as_int()
+        foreign = self.foreign[number]
+        rows = [self._get(node, i) for i in range(len(node.inputs))]
+        if number not in self.islands:
+            self.islands[number] = self._island(foreign, rows)
+        made, weights = self.islands[number]
+        operands = {f"x{i}": tensor for i, tensor in enumerate((*rows, *weights))}
+        shapes = zip(node.outputs, foreign.columns, strict=True)
+        outputs = {f"y{i}": (value, (self.rows, columns)) for i, (value, columns) in enumerate(shapes)}
+        self._step(node, self._layer_name("island"), "island", operands, outputs)
+        place = list(self.islands).index(number)
+        self.steps[-1] = replace(self.steps[-1], nodes=made.nodes, island=place, causes=tuple(causes(foreign.why)))
+
+    def _island(self, foreign: Foreign, rows: Sequence[Tensor]) -> tuple[SubModel, list[Tensor]]:
+        """It is tried on rows of the widths that it gets."""
+        made, weights = foreign_model(self.model, foreign, self.dtypes.compute)
+        widths = [width for tensor in rows if isinstance(width := tensor.shape[-1], int)]
+        note = try_rows(made, weights, widths, self.path)
+        self.notes += [note] if note else []
+        return made, [self.tables.tensor(value, placement="cpu") for value in weights]
 
     def _visit_GatedLinear(self, node: ir.Node) -> None:
         flags = [bool(flag) for flag in node.attributes["transposed"].as_ints()]

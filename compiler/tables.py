@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError
-from hjgc.plan_format.structs import Blocks, Constant, Part, Source, Weight
+from hjgc.plan_format.structs import Blocks, Constant, Part, Placement, Source, Weight
 
 MAX_INLINE_BYTES = 1 << 20
 SMALL_BYTES = 1 << 16
@@ -77,11 +77,13 @@ class Tables:
             self.constants[name] = self._store(name, value, dtype)
         return self._constant_tensor(name)
 
-    def tensor(self, value: ir.Value) -> Tensor:
-        """An initializer of a function as it is, of any rank and type that `ALL_DTYPES` has: inside the plan if it is
-        small, else where it lies."""
+    def tensor(self, value: ir.Value, placement: Placement = "device") -> Tensor:
+        """An initializer as it is, of any rank and type that `ALL_DTYPES` has: inside the plan if it is small, else
+        where it lies. Only islands read what is placed on the `cpu`."""
         name, tensor = value.name or "", value.const_value
         assert tensor is not None, "an initializer"
+        if placement != "device":
+            name = f"{name}@{placement}"
         if name in self.constants:
             return self._constant_tensor(name)
         if (name,) in self.weights:
@@ -89,7 +91,7 @@ class Tables:
         shape, dtype = tuple(int(axis) for axis in tensor.shape.numpy()), ALL_DTYPES[tensor.dtype]
         if tensor.nbytes > SMALL_BYTES and (part := self._found(value, dtype)) is not None:
             source = Source(part.file, part.offset, part.length, dtype, shape)
-            self.weights[(name,)] = Weight(name, dtype, shape, part.length, (source,))
+            self.weights[(name,)] = Weight(name, dtype, shape, part.length, (source,), placement=placement)
             return self._weight_tensor((name,))
         if tensor.nbytes > MOST_INSIDE:
             problem = f"expected its {tensor.nbytes} bytes in a row in a file, found them nowhere"

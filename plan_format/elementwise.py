@@ -51,8 +51,8 @@ class Function:
 
 def _functions() -> dict[str, Function]:
     unary = (
-        "exp log sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid softplus "
-        "floor ceil round trunc"
+        "exp log sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
+        "erf sigmoid softplus floor ceil round trunc"
     )
     found = {name: Function(1, "float") for name in unary.split()}
     found |= {name: Function(1, "signed") for name in ("neg", "abs", "sign")}
@@ -69,7 +69,7 @@ def _functions() -> dict[str, Function]:
 
 FUNCTIONS = _functions()
 """All but `where(bool, a, b)` and `cast.TYPE(a)`."""
-DTYPES: tuple[str, ...] = get_args(DType)
+DTYPES: dict[str, DType] = {name: name for name in get_args(DType)}
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,14 @@ def _number(word: str) -> Number:
     if dtype not in DTYPES or LITERAL.fullmatch(digits) is None:
         raise ValueError(f"expected TYPE:NUMBER, found {word[:40]!r}")
     if dtype in FLOATS:
-        return Number(dtype, float(digits))  # type: ignore[arg-type] (found among the types above)
+        return Number(DTYPES[dtype], float(digits))
     if not re.fullmatch(r"-?\d{1,20}", digits):
         raise ValueError(f"expected a whole number for {dtype}, found {digits[:40]!r}")
-    return Number(dtype, int(digits))  # type: ignore[arg-type] (found among the types above)
+    return Number(DTYPES[dtype], int(digits))
 
 
-def _cast(word: str, types: list[DType]) -> DType:
+def _cast(word: str, types: Sequence[str]) -> DType:
     dtype = word.removeprefix("cast.")
     if dtype not in DTYPES or len(types) != 1:
         raise ValueError(f"expected cast.TYPE of one expression, found {word[:40]!r} of {len(types)}")
-    return dtype  # type: ignore[return-value] (found among the types above)
+    return DTYPES[dtype]

@@ -403,10 +403,10 @@ class Phase(Record, frozen=True):
 
     `numerics` names the class of arithmetic: every path of one (phase, start, length) gives the same bits. `inputs` are
     the buffers that the caller fills before the first launch, `outputs` those it reads after the last. A phase with
-    entry `tensor` is a function of named `arguments` with named `results`; `values` are what its islands hand on."""
+    entry `function` is one of named `arguments` with named `results`; `values` are what its islands hand on."""
 
     name: str
-    entry: Literal["token", "embedding", "tensor"]
+    entry: Literal["token", "embedding", "tensor", "function"]
     logits_rows: Literal["last", "all", "none"]
     sizes: tuple[SizeDeclaration, ...]
     buffers: tuple[Buffer, ...]

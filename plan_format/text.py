@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from hjgc.plan_format.sizes import spell
 from hjgc.plan_format.structs import (
     DynamicSegment,
+    IslandCall,
     Launch,
     Operand,
     Phase,
@@ -45,6 +46,10 @@ def _lines(plan: Plan) -> Iterator[str]:
 def phase_lines(plan: Plan, phase: Phase) -> Iterator[str]:
     ranges = ", ".join(f"{size.name} {size.low}..{size.high} ({size.lives})" for size in phase.sizes)
     yield f"phase {phase.name}: {ranges}"
+    for ports, word in ((phase.arguments, "takes"), (phase.results, "gives")):
+        for port in ports:
+            axes = ", ".join("?" if axis is None else spell(axis) for axis in port.shape or ())
+            yield f"  {word} {port.name}: {port.type} {'of any shape' if port.shape is None else f'[{axes}]'}"
     for buffer in phase.buffers:
         shape = ", ".join(spell(axis) for axis in buffer.shape)
         place = f"at {buffer.offset}+{buffer.bytes}, launches {buffer.first}..{buffer.last}"
@@ -69,6 +74,8 @@ def _operand(plan: Plan, phase: Phase, operand: Operand) -> str:
 
 
 def _kernel(plan: Plan, target: str, kernel: object) -> str:
+    if isinstance(kernel, IslandCall):
+        return f"{target}:ONNX Runtime {plan.islands[kernel.island].name}"
     if not isinstance(kernel, TemplateCall):
         return f"{target}:{type(kernel).__name__}"
     variant = plan.variants[kernel.variant]
@@ -88,6 +95,8 @@ def operand_name(plan: Plan, phase: Phase, space: str, index: int) -> str:
             return plan.constants[index].name
         case "state":
             return plan.states[index].name
+        case "value":
+            return phase.values[index].name
         case _:
             return "parameters"
 
@@ -102,6 +111,7 @@ def schedule_lines(schedule: Schedule) -> Iterator[str]:
 def _segment(segment: StaticSegment | DynamicSegment, span: str) -> str:
     if isinstance(segment, StaticSegment):
         key = ", ".join(segment.key.sizes) or "nothing"
-        return f"static {span} keyed by {key}, buckets {list(segment.key.buckets)}"
+        buckets = f", buckets {list(segment.key.buckets)}" if segment.key.buckets else ""
+    return f"static {span} keyed by {key}{buckets}"
     reasons = "; ".join(f"{r.code} ({r.code.sentence}): {' <- '.join(r.chain)}" for r in segment.reasons)
     return f"dynamic {span} because {reasons}"

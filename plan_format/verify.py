@@ -136,7 +136,7 @@ def _check_phases(plan: Plan, check: Checker) -> None:
     kinds = {state.kind for state in plan.states}
     for i, phase in enumerate(plan.phases):
         verify_phase(plan, phase, f"$.phases[{i}]", check)
-        named = phase.entry != "tensor" or "functions" in plan.features
+        named = phase.entry != "function" or "functions" in plan.features
         check.require(named, "$.features", "'functions', since a phase is one", plan.features)
         needs = {"token_history"} if phase.entry == "token" else set[str]()
         needs |= {"logits", "sampled"} if phase.logits_rows != "none" else set()

@@ -10,7 +10,7 @@ from hjgc.plan_format.expressions import Ranges
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import STATES, Infer, Op, Role, TensorType, bind_axes, split_roles
 from hjgc.plan_format.sizes import Expression, Size, spell
-from hjgc.plan_format.structs import Buffer, HostValue, Launch, Operand, Phase, Plan, State
+from hjgc.plan_format.structs import Buffer, HostValue, Launch, Operand, Phase, Plan, State, Weight
 from hjgc.plan_format.verify_kernel import Entry, KernelVerifier
 from hjgc.plan_format.verify_tables import check_placement
 
@@ -81,6 +81,8 @@ class LaunchVerifier:
             wanted = "a weight or constant" if role.constant else "other memory"
             self.check.fail(f"{place}.space", f"expected {wanted}, found {operand.space!r}")
         entry = self._entry(number, operand, place)
+        if isinstance(entry, Weight) and entry.placement != "device":
+            self.check.fail(f"{place}.index", f"expected a weight on the device, found {entry.name!r}")
         kinds = STATES.get(role.name)
         if kinds is not None and not (isinstance(entry, State) and entry.kind in kinds):
             self.check.fail(f"{place}.index", f"expected a state of kind {' or '.join(kinds)}, found {entry.name!r}")
@@ -98,6 +100,8 @@ class LaunchVerifier:
         if operand.space not in spaces:
             self.check.fail(f"{place}.space", f"expected {' or '.join(spaces)}, found {operand.space!r}")
         entry = self._entry(number, operand, place)
+        if isinstance(entry, Weight) and entry.placement != "device" and not op.island:
+            self.check.fail(f"{place}.index", f"expected a weight on the device, found {entry.name!r}")
         return () if isinstance(entry, HostValue) else entry.shape
 
     def _types(self, op: Op, infer: Infer, launch: Launch, place: str) -> None:

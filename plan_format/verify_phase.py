@@ -50,7 +50,7 @@ def _check_sizes(plan: Plan, phase: Phase, where: str, check: Checker) -> Ranges
     """`tokens` is the key, and a phase without it takes one row a call; nothing goes past the context. A function's
     sizes are keys of any name."""
     check.unique_names((size.name for size in phase.sizes), f"{where}.sizes")
-    if phase.entry == "tensor":
+    if phase.entry == "function":
         return _check_function_sizes(phase, where, check)
     ranges: dict[str, tuple[int, int]] = {}
     for i, size in enumerate(phase.sizes):
@@ -105,7 +105,7 @@ def _check_buffer(plan: Plan, phase: Phase, buffer: Buffer, keys: Ranges, where:
     last = len(phase.launches) - 1
     check.count(buffer.shape, MAX_AXES, f"{where}.shape")
     axes = [check_expression(axis, keys, f"{where}.shape", check) for axis in buffer.shape]
-    least = 0 if phase.entry == "tensor" else 1
+    least = 0 if phase.entry == "function" else 1
     check.require(all(low >= least for low, _ in axes), f"{where}.shape", f"axes of {least} or more", axes)
     need = math.prod(high for _, high in axes) * ITEM_BYTES[buffer.dtype]
     if not need <= buffer.bytes <= plan.arena_bytes:
@@ -150,13 +150,13 @@ def _check_ends(phase: Phase, where: str, check: Checker) -> None:
             buffer = phase.buffers[index]
             alive = buffer.first == 0 if name == "inputs" else buffer.last == last
             check.require(alive, place, f"alive at launch {0 if name == 'inputs' else last}", buffer.name)
-    given = bool(phase.inputs) == (phase.entry != "token") or phase.entry == "tensor"
+    given = bool(phase.inputs) == (phase.entry != "token") or phase.entry == "function"
     check.require(given, f"{where}.inputs", f"what entry {phase.entry!r} needs", phase.inputs)
 
 
 def _check_ports(phase: Phase, keys: Ranges, where: str, check: Checker) -> None:
     """A function's operands and results by name: each input and output buffer has one, and no other."""
-    function = phase.entry == "tensor"
+    function = phase.entry == "function"
     check.require(function or not phase.arguments + phase.results, f"{where}.arguments", "none", phase.entry)
     check.unique_names((value.name for value in phase.values), f"{where}.values")
     for i, value in enumerate(phase.values):

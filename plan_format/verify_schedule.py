@@ -55,11 +55,13 @@ def _check_segments(phase: Phase, schedule: Schedule, keys: Ranges, where: str, 
 def _check_static(phase: Phase, segment: StaticSegment, keys: Ranges, where: str, check: Checker) -> None:
     for number in segment.launches:
         launch = phase.launches[number]
-        if _on_host(launch):
-            check.fail(f"{where}.launches", f"expected no host call and no island, found {launch.name!r}")
+        if _on_host(launch, HostCall):
+            check.fail(f"{where}.launches", f"expected no host call, found {launch.name!r}")
+        if _on_host(launch, IslandCall):
+            check.fail(f"{where}.launches", f"expected no island, found {launch.name!r}")
     check.require(segment.key.sizes == tuple(keys), f"{where}.key.sizes", f"{tuple(keys)}", segment.key.sizes)
     buckets = segment.key.buckets
-    if phase.entry == "tensor":  # a graph for each set of sizes that is met
+    if phase.entry == "function":  # a graph for each set of sizes that is met
         check.require(buckets == (), f"{where}.key.buckets", "none for a function", buckets)
         return
     check.count(buckets, MAX_BUCKETS, f"{where}.key.buckets")
@@ -78,8 +80,8 @@ def _range_ends(launch: Launch) -> list[int]:
     return [entry.high for call in calls for entry in call.ranges]
 
 
-def _on_host(launch: Launch) -> bool:
-    return any(isinstance(kernel, HostCall | IslandCall) for kernel in launch.kernels.values())
+def _on_host(launch: Launch, kind: type[HostCall | IslandCall]) -> bool:
+    return any(isinstance(kernel, kind) for kernel in launch.kernels.values())
 
 
 def _check_dynamic(segment: DynamicSegment, where: str, check: Checker) -> None:

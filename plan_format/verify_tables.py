@@ -76,9 +76,10 @@ def check_weights(plan: Plan, check: Checker) -> None:
 
 def _check_weight(plan: Plan, weight: Weight, where: str, check: Checker) -> None:
     size = _bytes(weight.shape, weight.dtype, f"{where}.shape", check)
-    check.require(len(weight.shape) > 0, f"{where}.shape", "an axis or more", weight.shape)
+    _check_rank(plan, weight.shape, f"{where}.shape", check)
     check.require(weight.bytes == size, f"{where}.bytes", f"{size} for its shape", weight.bytes)
-    check_placement(weight.placement, where, check)
+    if weight.placement != "cpu" or not plan.islands:  # islands may have weights of their own on the host
+        check_placement(weight.placement, where, check)
     check.require(len(weight.sources) > 0, f"{where}.sources", "at least one", "none")
     rows = 0
     for i, source in enumerate(weight.sources):
@@ -89,11 +90,19 @@ def _check_weight(plan: Plan, weight: Weight, where: str, check: Checker) -> Non
     check.require(rows == weight.shape[0], f"{where}.sources", f"{weight.shape[0]} rows in all", rows)
 
 
+def _check_rank(plan: Plan, shape: Sequence[int], where: str, check: Checker) -> None:
+    """Decoders have vectors and matrices; weights of functions and islands have any number of axes."""
+    if plan.islands or "functions" in plan.features:
+        check.require(len(shape) > 0, where, "an axis or more", shape)
+    else:
+        check.require(len(shape) in (1, 2), where, "one or two axes", shape)
+
+
 def _source_shape(plan: Plan, source: Source, where: str, check: Checker) -> tuple[int, ...]:
     """The shape that the source adds, sliced and transposed."""
     check.index(source.file, plan.files, f"{where}.file")
     size = _bytes(source.shape, source.dtype, f"{where}.shape", check)
-    check.require(len(source.shape) > 0, f"{where}.shape", "an axis or more", source.shape)
+    _check_rank(plan, source.shape, f"{where}.shape", check)
     if source.blocks is not None:
         size = _check_blocks(plan, source, source.blocks, where, check)
     check.require(source.length == size, f"{where}.length", f"{size} for its shape", source.length)

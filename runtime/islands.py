@@ -273,7 +273,7 @@ def packed_halves(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Two elements a byte, the first in the low half."""
     flat = array.reshape(-1).view(np.uint8) & 15
     flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
-    return flat[0::2] | flat[1::2] << 4
+    return (flat[0::2] | flat[1::2] << 4).astype(np.uint8)
 
 
 def to_host(value: Any) -> NDArray[Any]:

@@ -128,7 +128,7 @@ def load(
 
 def is_function(plan: Plan) -> bool:
     """Was the plan compiled as a function of its inputs?"""
-    return any(phase.entry == "tensor" for phase in plan.phases)
+    return any(phase.entry == "function" for phase in plan.phases)
 
 
 def start_function(opened: Opened, *, device: str | None = None) -> Function:
@@ -164,6 +164,10 @@ def start_session(
 ) -> Session:
     """Load the weights onto the device and start serving. Whatever goes wrong, the plan file is closed."""
     try:
+        if is_function(opened.file.plan):
+            problem = "expected a decoder, found a plan that is a function of its inputs"
+            step = "call it: hjgc.load(plan)(inputs), or `hjgc run --feed`"
+            raise PlanError(opened.file.path, problem, field="$.phases", next_step=step)
         Functions(opened.file.plan, functions)  # a wrong name is told before the weights are loaded
         backend = _open_backend(opened, device, CodeRules(strict, trust, progress))
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.ops import all_ops
-from hjgc.plan_format.ops.declaration import bind_axes
+from hjgc.plan_format.ops.declaration import Op, bind_axes
 from hjgc.plan_format.sizes import Expression, evaluate
 from hjgc.plan_format.structs import Launch, Operand, Phase, Plan, call_for
 
@@ -24,7 +25,9 @@ def launch_cost(plan: Plan, phase: Phase, launch: Launch, *, tokens: int, start:
     """The cost of one launch for `tokens` rows after `start` cached ones, as its op declares it; of a sum in parts, as
     many as the kernel for so many rows makes on the target, by default the plan's first."""
     op = all_ops()[launch.op]
-    sizes = {"tokens": tokens, "length": tokens, "start": start}
+    sizes = call_sizes(phase, tokens, start)
+    if op.infer is not None:
+        return _tensor_cost(plan, phase, launch, op, sizes)
     tensors = {
         operand.role: _tensor(plan, phase, operand) for operand in launch.operands if operand.space != "parameters"
     }
@@ -35,6 +38,26 @@ def launch_cost(plan: Plan, phase: Phase, launch: Launch, *, tokens: int, start:
     # One width serves the whole formula: that of the largest operand, which is what the bytes are made of.
     largest = max(tensors.values(), key=lambda tensor: prod(evaluate(axis, sizes) for axis in tensor[1]))
     return Cost(op.flops(dims), op.bytes_moved(dims, ITEM_BYTES[largest[0]]))
+
+
+def call_sizes(phase: Phase, tokens: int, start: int) -> dict[str, int]:
+    """The sizes of a call of so many rows; of a function, which has others, the largest there may be."""
+    if phase.entry == "function":
+        return {size.name: size.high for size in phase.sizes}
+    return {"tokens": tokens, "length": tokens, "start": start}
+
+
+def _tensor_cost(plan: Plan, phase: Phase, launch: Launch, op: Op, sizes: Mapping[str, int]) -> Cost:
+    """Bytes of all operands that lie in memory; an operation for each element written, unless the op says more."""
+    placed = [operand for operand in launch.operands if operand.space != "value"]
+    shapes = {o.role: tuple(evaluate(axis, sizes) for axis in _tensor(plan, phase, o)[1]) for o in placed}
+    moved = sum(prod(shapes[o.role]) * ITEM_BYTES[_tensor(plan, phase, o)[0]] for o in placed)
+    if op.island:
+        return Cost(0, moved)
+    inputs, outputs = ([shapes[role] for role in sorted(shapes) if role[0] == side] for side in "xy")
+    if op.operations is None:
+        return Cost(sum(map(prod, outputs)), moved)
+    return Cost(op.operations(inputs, outputs, launch.attributes), moved)
 
 
 def _parts_made(plan: Plan, launch: Launch, rows: int, target: str) -> int | None:

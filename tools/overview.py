@@ -8,7 +8,8 @@ from typing import Any
 
 from hjgc.plan_format import DebugMap, PlanFile
 from hjgc.plan_format.errors import InputError
-from hjgc.plan_format.structs import DynamicSegment, Launch, Phase, Plan, Schedule, Segment, StaticSegment
+from hjgc.plan_format.sizes import spell
+from hjgc.plan_format.structs import DynamicSegment, Launch, Phase, Plan, Port, Schedule, Segment, StaticSegment
 from hjgc.plan_format.text import operand_name
 from hjgc.tools.console import as_data
 from hjgc.tools.costs import launch_cost
@@ -28,6 +29,7 @@ def describe(file: PlanFile, phases: Sequence[Phase]) -> dict[str, Any]:
         "weights": {"count": len(plan.weights), "files": [{"name": f.name, "bytes": f.bytes} for f in plan.files]},
         "states": [{"name": s.name, "kind": s.kind, "dtype": s.dtype, "shape": list(s.shape)} for s in plan.states],
         "ledger": as_data(plan.ledger),
+        "islands": len(plan.islands),
         "phases": [_phase(phase) for phase in phases],
     }
 
@@ -48,11 +50,19 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "entry": phase.entry,
         "logits_rows": phase.logits_rows,
         "numerics": phase.numerics,
+        "arguments": [_port(port) for port in phase.arguments],
+        "results": [_port(port) for port in phase.results],
         "sizes": [{"name": s.name, "low": s.low, "high": s.high, "lives": s.lives} for s in phase.sizes],
         "launch_count": len(phase.launches),
         "ops": dict(sorted(Counter(launch.op for launch in phase.launches).items())),
         "schedules": [_schedule(phase, schedule) for schedule in phase.schedules],
     }
+
+
+def _port(port: Port) -> dict[str, str]:
+    """A function's operand or result: an axis that is not known is `?`."""
+    axes = ", ".join("?" if axis is None else spell(axis) for axis in port.shape or ())
+    return {"name": port.name, "type": port.type, "shape": "of any shape" if port.shape is None else f"[{axes}]"}
 
 
 def _schedule(phase: Phase, schedule: Schedule) -> dict[str, Any]:

@@ -31,6 +31,14 @@ def prompt_range(words: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def size_range(words: str) -> tuple[str, int, int]:
+    """`NAME=LOW:HIGH`, a name and two whole numbers."""
+    found = re.fullmatch(r"([^=]{1,128})=(\d{1,10}):(\d{1,10})", words, re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"expected NAME=LOW:HIGH, say batch=1:8, found {words!r}")
+    return found[1], int(found[2]), int(found[3])
+
+
 def token_ids(words: str) -> tuple[int, ...]:
     """Token ids with commas or spaces between them."""
     ids = words.replace(",", " ").split()

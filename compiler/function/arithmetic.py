@@ -108,11 +108,8 @@ def _pow(node: Lowering) -> None:
 
 @lowers("Mod")
 def _mod(node: Lowering) -> None:
-    x = node.x(0)
     word = "fmod" if node.integer("fmod", 0) else "mod"
-    if word == "mod" and x.dtype in FLOATS:
-        raise node.refuse("floats want fmod = 1")
-    node.give(node.elementwise(f"{word}(x0, x1)", x, node.x(1)))
+    node.give(node.elementwise(f"{word}(x0, x1)", node.x(0), node.x(1)))
 
 
 @lowers("BitShift")

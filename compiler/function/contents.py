@@ -6,7 +6,9 @@ sizes. A node all of whose operands are known so needs no launch, unless somebod
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -53,13 +55,19 @@ ShapeOf = Callable[[ir.Value], Shape | None]
 def of_node(node: ir.Node, version: int, known: Known, shape_of: ShapeOf) -> Contents | None:
     """The contents of the node's only result; None if they are not sizes alone."""
     rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if rule is None or len(node.outputs) != 1:
+    if rule is None or len(node.outputs) != 1 or _chooses(node):
         return None
     try:
         found = rule(_Node(node, version, known, shape_of))
     except (_Unknown, ValueError, IndexError, ZeroDivisionError, OverflowError):
         return None
     return found if found.size <= MOST else None
+
+
+def _chooses(node: ir.Node) -> bool:
+    """Does an If choose by its result? ONNX Runtime puts the branch of a constant in the If's place, and then refuses
+    models that it runs otherwise."""
+    return any(user.op_type == "If" for user, _ in node.outputs[0].uses())
 
 
 class _Unknown(Exception):
@@ -199,6 +207,68 @@ def _quotient(left: Expression, right: Expression) -> Expression:
     return dims.floor_div(left, right)
 
 
+def _equal(left: Expression, right: Expression) -> Expression:
+    """1 or 0; two sizes that differ in how they are written may be equal or not."""
+    if isinstance(left, int) and isinstance(right, int):
+        return int(left == right)
+    if dims.canonical(left) == dims.canonical(right):
+        return 1
+    raise _Unknown
+
+
+def _of_numbers(operation: Callable[[int, int], int]) -> Callable[[_Node], Contents]:
+    """Of two numbers what numbers alone decide."""
+
+    def checked(left: Expression, right: Expression) -> Expression:
+        if not isinstance(left, int) or not isinstance(right, int):
+            raise _Unknown
+        return int(operation(left, right))
+
+    return _binary(checked)
+
+
+def _mod(node: _Node) -> Contents:
+    if node.integer("fmod", 0):
+        raise _Unknown
+    return _of_numbers(operator.mod)(node)
+
+
+def _negative(node: _Node) -> Contents:
+    x = node.contents(0)
+    return _array([dims.sub(0, item) for item in x.reshape(-1)]).reshape(x.shape)
+
+
+def _extreme(choose: Callable[[int, int], int]) -> Callable[[_Node], Contents]:
+    """The least or greatest of any number of operands."""
+
+    def rule(node: _Node) -> Contents:
+        found = np.broadcast_arrays(*(node.contents(i) for i in range(len(node.node.inputs))))
+        whole = [numbers(part) for part in found]
+        if None in whole:
+            raise _Unknown
+        columns = zip(*(part for part in whole if part is not None), strict=True)
+        return _array([reduce(choose, column) for column in columns]).reshape(found[0].shape)
+
+    return rule
+
+
+def _not(node: _Node) -> Contents:
+    found = numbers(node.contents(0))
+    if found is None:
+        raise _Unknown
+    return _array([int(not item) for item in found]).reshape(node.contents(0).shape)
+
+
+def _where(node: _Node) -> Contents:
+    chosen, left, right = np.broadcast_arrays(*(node.contents(i) for i in range(3)))
+    found = np.empty(chosen.shape, object)
+    for place in np.ndindex(chosen.shape):
+        if not isinstance(chosen[place], int):
+            raise _Unknown
+        found[place] = left[place] if chosen[place] else right[place]
+    return found
+
+
 def _constant_of_shape(node: _Node) -> Contents:
     shape, value = numbers(node.contents(0)), node.node.attributes.get("value")
     tensor = None if value is None else value.as_tensor()
@@ -231,6 +301,19 @@ _RULES: Mapping[str, Callable[[_Node], Contents]] = {
     "Sub": _binary(dims.sub),
     "Mul": _binary(dims.mul),
     "Div": _binary(_quotient),
+    "Mod": _mod,
+    "Neg": _negative,
+    "Min": _extreme(min),
+    "Max": _extreme(max),
+    "Equal": _binary(_equal),
+    "Greater": _of_numbers(operator.gt),
+    "GreaterOrEqual": _of_numbers(operator.ge),
+    "Less": _of_numbers(operator.lt),
+    "LessOrEqual": _of_numbers(operator.le),
+    "And": _of_numbers(operator.and_),
+    "Or": _of_numbers(operator.or_),
+    "Not": _not,
+    "Where": _where,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
 }

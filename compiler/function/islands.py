@@ -7,21 +7,31 @@ its dependencies allow, and static segments are long. What is ready at once and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from hjgc.compiler.function import contents
-from hjgc.compiler.function.lowering import Context
-from hjgc.compiler.rules.rule import node_name
+from hjgc.compiler.function.contents import Contents
+from hjgc.compiler.function.lowering import Context, NotNative
+from hjgc.compiler.program import Network
+from hjgc.compiler.rules.rule import node_name, source_nodes
 from hjgc.compiler.tables import ALL_DTYPES, read_tensor
+from hjgc.plan_format.errors import CompileError
+from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.structs import Island
 
 INSIDE_BYTES = 1 << 20
 """Initializers up to this size lie inside the sub-model; larger ones are weights of the plan."""
+MOST_REASONS = 16
+"""Of one island."""
 MANY_NODES = 512
 """Names of nodes that an island keeps."""
 
@@ -60,13 +70,20 @@ def _free(graph: ir.Graph) -> Iterator[ir.Value]:
 class Partition:
     """Orders the nodes of a graph: `order` has launches (nodes) and islands (groups)."""
 
-    def __init__(self, context: Context, nodes: Iterable[ir.Node], foreign: set[ir.Node]) -> None:
-        """`nodes`: those that run, in order; of them `foreign` are none of ours."""
-        self._context, self._foreign = context, foreign
+    def __init__(
+        self,
+        graph: ir.Graph,
+        nodes: Iterable[ir.Node],
+        foreign: set[ir.Node],
+        contents_of: Callable[[ir.Value], Contents | None],
+    ) -> None:
+        """`nodes`: those that run, in order; of them `foreign` are none of ours. `contents_of`: the sizes in a value
+        that need not be computed, if they are known."""
+        self._contents, self._foreign = contents_of, foreign
         self._nodes = list(nodes)
         self._running = set(self._nodes)
         self._users: dict[ir.Value, list[ir.Node]] = {}
-        for node in context.graph:
+        for node in graph:
             for value in used_values(node):
                 self._users.setdefault(value, []).append(node)
         self._needs = {node: self._dependencies(node) for node in self._nodes}
@@ -116,7 +133,7 @@ class Partition:
         return found
 
     def _is_number(self, value: ir.Value) -> bool:
-        found = self._context.contents(value)
+        found = self._contents(value)
         return found is not None and contents.numbers(found) is not None
 
     def _helpers(self, nodes: list[ir.Node]) -> list[ir.Node]:
@@ -158,18 +175,19 @@ class Partition:
 
 @dataclass
 class SubModel:
-    """An island's model, and the values of the whole model that it takes and gives, in order."""
+    """An island's model, the names of what it takes and gives, in order, and the nodes that it computes."""
 
     data: bytes
-    inputs: list[ir.Value]
-    outputs: list[ir.Value]
+    inputs: list[str]
+    outputs: list[str]
     nodes: tuple[str, ...]
 
 
 def build(
     model: ir.Model, context: Context, group: Group, wanted: Callable[[ir.Value, set[ir.Node]], bool]
-) -> SubModel:
-    """The nodes as a model of their own. `wanted(value, nodes)`: does anybody but these nodes use it?"""
+) -> tuple[SubModel, list[ir.Value], list[ir.Value]]:
+    """The nodes as a model of their own, and the values of the whole model that it takes and gives. `wanted(value,
+    nodes)`: does anybody but these nodes use it?"""
     members = [*group.helpers, *group.nodes]
     own = set(members)
     proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
@@ -177,7 +195,7 @@ def build(
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
     graph = proto.graph
     graph.name = "island"
-    graph.node.extend(ir.serde.serialize_node(node) for node in members)
+    graph.node.extend(_serialized(node) for node in members)
     inputs: list[ir.Value] = []
     for value in dict.fromkeys(value for node in members for value in used_values(node)):
         if value.producer() in own:
@@ -190,8 +208,22 @@ def build(
     graph.input.extend(_declared(context, value) for value in inputs)
     outputs = [value for node in group.nodes for value in node.outputs if value.name and wanted(value, own)]
     graph.output.extend(_announced(value) for value in outputs)
-    names = tuple(node_name(node)[:200] for node in group.nodes[:MANY_NODES])
-    return SubModel(proto.SerializeToString(deterministic=True), inputs, outputs, names)
+    names = tuple(clean(node_name(node)) for node in group.nodes[:MANY_NODES])
+    data = proto.SerializeToString(deterministic=True)
+    made = SubModel(data, [value.name or "" for value in inputs], [value.name or "" for value in outputs], names)
+    return made, inputs, outputs
+
+
+def _serialized(node: ir.Node) -> onnx.NodeProto:
+    """The types inside its graphs are left for ONNX Runtime to find: of a sequence onnx_ir writes its elements'."""
+    proto = ir.serde.serialize_node(node)
+    waiting = [proto]
+    while waiting:
+        for attribute in waiting.pop().attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                graph.ClearField("value_info")
+                waiting += graph.node
+    return proto
 
 
 def _inside(context: Context, value: ir.Value) -> onnx.TensorProto | None:
@@ -222,6 +254,7 @@ def _declared(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
         known = context.shape(value)
         proto.type.tensor_type.ClearField("shape")
         if known is not None:
+            proto.type.tensor_type.shape.SetInParent()  # of a scalar too, which has no axes
             for axis in known:
                 place = proto.type.tensor_type.shape.dim.add()
                 if isinstance(axis, int):
@@ -239,6 +272,21 @@ def _announced(value: ir.Value) -> onnx.ValueInfoProto:
     return proto
 
 
+def causes(why: Mapping[ir.Node, NotNative]) -> Iterator[tuple[ReasonCode, tuple[str, ...]]]:
+    """Why an island of these nodes is dynamic: one cause for each code and operator, from a node to what is behind."""
+    met: set[tuple[ReasonCode, str]] = set()
+    for node, reason in why.items():
+        if (reason.code, node.op_type) not in met and len(met) < MOST_REASONS:
+            met.add((reason.code, node.op_type))
+            about = (f"ONNX value {clean(reason.about)}",) if reason.about else ()
+            yield reason.code, (f"ONNX node {clean(source_nodes(node)[0])}", f"since {clean(reason.why)}", *about)
+
+
+def clean(text: str) -> str:
+    """On one line, printable, not too long for a plan."""
+    return "".join(sign if sign.isprintable() else "_" for sign in text)[:500]
+
+
 def table(models: list[SubModel]) -> tuple[tuple[Island, ...], bytes]:
     """The plan's islands and the section that holds them; equal sub-models lie there once."""
     section, places = bytearray(), dict[bytes, int]()
@@ -248,8 +296,26 @@ def table(models: list[SubModel]) -> tuple[tuple[Island, ...], bytes]:
             places[model.data] = len(section)
             section += model.data
         digest = hashlib.sha256(model.data).hexdigest()
-        names = ([value.name or "" for value in values] for values in (model.inputs, model.outputs))
-        inputs, outputs = map(tuple, names)
-        place = places[model.data]
-        islands.append(Island(f"island.{i}", place, len(model.data), digest, inputs, outputs, model.nodes))
+        ends = tuple(model.inputs), tuple(model.outputs)
+        islands.append(Island(f"island.{i}", places[model.data], len(model.data), digest, *ends, model.nodes))
     return tuple(islands), bytes(section)
+
+
+def try_islands(network: Network, path: Path) -> None:
+    """Have ONNX Runtime take each sub-model, if it is installed. Raises CompileError with its words and the nodes."""
+    if not network.islands or find_spec("onnxruntime") is None:
+        return
+    ort: Any = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for island in network.islands:
+        data = network.island_bytes[island.offset : island.offset + island.length]
+        try:
+            ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
+            words = " ".join(str(error).split())[:400]
+            nodes = ", ".join(island.nodes[:5])
+            problem = f"expected nodes that hjgc or ONNX Runtime computes, found others ({words})"
+            step = "install the onnxruntime that has these operators, or export the model without them"
+            raise CompileError(path, problem, field=f"node {nodes}", next_step=step) from None

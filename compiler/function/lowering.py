@@ -25,7 +25,7 @@ from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import TensorType
 from hjgc.plan_format.ops.shapes import numbers
 from hjgc.plan_format.reasons import ReasonCode
-from hjgc.plan_format.sizes import Expression
+from hjgc.plan_format.sizes import Expression, SizeDeclaration, bounds, spell
 from hjgc.plan_format.structs import Attribute
 
 MAX_AXES = 8
@@ -53,8 +53,11 @@ Held = Tensor | HostOnly
 class Context:
     """What is known of a model's values while its nodes are lowered in order."""
 
-    def __init__(self, tables: Tables, graph: ir.Graph, opsets: Mapping[str, int]) -> None:
-        self.tables, self.graph, self.opsets = tables, graph, opsets
+    def __init__(
+        self, tables: Tables, graph: ir.Graph, opsets: Mapping[str, int], declared: Mapping[str, SizeDeclaration]
+    ) -> None:
+        """`declared`: the sizes that the arguments name, as they come to be known."""
+        self.tables, self.graph, self.opsets, self.declared = tables, graph, opsets, declared
         self.held: dict[ir.Value, Held] = {}
         self.known: dict[ir.Value, Contents | None] = {}
         self.steps: dict[ir.Node, list[Step]] = {}
@@ -67,6 +70,21 @@ class Context:
             tensor = value.const_value if value.is_initializer() else None
             self.known[value] = None if tensor is None or value.is_graph_input() else contents.of_tensor(tensor)
         return self.known[value]
+
+    def least(self, axis: Expression) -> int:
+        """The least that a size may be."""
+        ranges = {name: (size.low, size.high) for name, size in self.declared.items()}
+        try:
+            return bounds(axis, ranges)[0]
+        except (ZeroDivisionError, OverflowError, KeyError) as error:
+            raise ValueError(f"expected a size with bounds, found {spell(axis)}") from error
+
+    def fits(self, shape: Sequence[Expression]) -> bool:
+        """Can a buffer have this shape at every size?"""
+        try:
+            return all(self.least(axis) >= 0 for axis in shape)
+        except ValueError:
+            return False
 
     def shape(self, value: ir.Value) -> tuple[Expression, ...] | None:
         found = self.hold(value)
@@ -103,7 +121,7 @@ class Context:
         rule = RULES.get((domain, node.op_type))
         kind = f"{domain or 'ai.onnx'}.{node.op_type}"
         if rule is None:
-            return _unknown(node, kind)
+            return unknown_operator(node)
         lowering = Lowering(self, node, node.version or self.opsets.get(domain, 1))
         try:
             rule(lowering)
@@ -128,7 +146,9 @@ RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLik
 DATA_DEPENDENT = ("NonZero", "Unique", "Compress", "NonMaxSuppression")
 
 
-def _unknown(node: ir.Node, kind: str) -> NotNative:
+def unknown_operator(node: ir.Node) -> NotNative:
+    """Why a node whose operator no rule lowers cannot be captured."""
+    kind = f"{node.domain or 'ai.onnx'}.{node.op_type}"
     if node.op_type in CONTROL_FLOW:
         return NotNative(ReasonCode.HOST_CONTROL_FLOW, f"{kind} chooses what is computed")
     if node.op_type in RANDOM:
@@ -195,6 +215,15 @@ class Lowering:
             return self.ints(index)
         return tuple(self.node.attributes[attribute].as_ints()) if attribute in self.node.attributes else None
 
+    def constant(self, index: int) -> list[float]:
+        """An operand of numbers of any type that stands in the model, flat."""
+        value = self._input(index)
+        tensor = value.const_value if value.is_initializer() and not value.is_graph_input() else None
+        if tensor is None or tensor.size > contents.MOST:
+            why = f"operand {index} of {self.node.op_type} is no small constant"
+            raise NotNative(ReasonCode.HOST_READ, why, value.name or "")
+        return [float(item) for item in tensor.numpy().reshape(-1)]
+
     def integer(self, name: str, default: int) -> int:
         return self.node.attributes.get_int(name, default)
 
@@ -230,8 +259,8 @@ class Lowering:
         given = dict(attributes or {})
         types = [None if x is None else TensorType(x.dtype, tuple(x.shape)) for x in inputs]
         found = infer(types, outputs, given)
-        if any(len(entry.shape) > MAX_AXES for entry in found):
-            raise ValueError(f"expected at most {MAX_AXES} axes, found more")
+        for entry in found:
+            self._check_shape(entry.shape)
         name = self.context.step_name(node_name(self.node) or op, {step.name for step in self.steps})
         made = tuple(
             Tensor(f"{name}.y{i}", "buffer", entry.dtype, tuple(map(dims.canonical, entry.shape)))
@@ -245,8 +274,7 @@ class Lowering:
     def view(self, x: Tensor, shape: Sequence[Expression]) -> Tensor:
         """The same elements in another shape, without a launch where they lie in a buffer."""
         shape = tuple(map(dims.canonical, shape))
-        if len(shape) > MAX_AXES:
-            raise ValueError(f"expected at most {MAX_AXES} axes, found {len(shape)}")
+        self._check_shape(shape)
         if dims.product(shape) != dims.product(x.shape):
             raise ValueError(f"expected as many elements in {shape} as in {tuple(x.shape)}")
         if shape == tuple(x.shape):
@@ -280,6 +308,16 @@ class Lowering:
     def refuse(self, why: str, code: ReasonCode = ReasonCode.NO_TEMPLATE) -> NotNative:
         """For a rule to raise."""
         return NotNative(code, f"{self.node.op_type}: {why}")
+
+    def _check_shape(self, shape: Sequence[Expression]) -> None:
+        """Raises ValueError for one that no buffer can have at every size."""
+        if len(shape) > MAX_AXES:
+            raise ValueError(f"expected at most {MAX_AXES} axes, found {len(shape)}")
+        for axis in shape:
+            if self.context.least(axis) < 0:
+                raise ValueError(
+                    f"expected sizes of 0 or more, found {spell(axis)}, which may be {self.context.least(axis)}"
+                )
 
     def _input(self, index: int) -> ir.Value:
         value = self.node.inputs[index] if index < len(self.node.inputs) else None

@@ -11,21 +11,18 @@ from onnx_ir.passes import Sequential, common
 
 import hjgc.compiler.function.rules  # noqa: F401 (registers the rules)
 from hjgc.compiler.function import contents, islands, types
-from hjgc.compiler.function.islands import Group, Partition, SubModel
+from hjgc.compiler.function.islands import Group, Partition, SubModel, clean
 from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
 from hjgc.compiler.options import DEFAULT_SIZE, Options
 from hjgc.compiler.program import End, Network, Program, Step, Tensor
-from hjgc.compiler.rules.rule import node_name
 from hjgc.compiler.tables import ALL_DTYPES, Tables
 from hjgc.plan_format import dims
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.reasons import ReasonCode
-from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration, names
+from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
 from hjgc.plan_format.structs import DTypes, HostValue
 
 PHASE = "call"
-MOST_REASONS = 16
-"""Of one island, one for each code and operator."""
 
 
 def normalise(model: ir.Model, path: Path) -> ir.Model:
@@ -87,8 +84,8 @@ class _Function:
     def __init__(self, model: ir.Model, options: Options, path: Path) -> None:
         self.model, self.path, self.options = model, path, options
         self.tables = Tables(path, "float32")
-        self.context = Context(self.tables, model.graph, model.opset_imports)
         self.sizes = _Sizes({name: (low, high) for name, low, high in options.sizes})
+        self.context = Context(self.tables, model.graph, model.opset_imports, self.sizes.declared)
         self.values: dict[ir.Value, int] = {}
         self.why: dict[ir.Node, NotNative] = {}
         self.models: list[SubModel] = []
@@ -170,7 +167,7 @@ class _Function:
         if value.dtype not in ALL_DTYPES:
             return HostOnly(NotNative(ReasonCode.HOST_TYPE, f"of type {types.type_text(value)}", value.name or ""))
         known = tuple(axis for axis in shape or () if axis is not None)
-        if shape is None or len(known) != len(shape) or len(shape) > 8:
+        if shape is None or len(known) != len(shape) or len(shape) > 8 or not self.context.fits(known):
             why = "the shape of its operand is not known before"
             return HostOnly(NotNative(ReasonCode.DATA_DEPENDENT_SHAPE, why, value.name or ""))
         return Tensor(self._value_name(value), "buffer", ALL_DTYPES[value.dtype], tuple(map(dims.canonical, known)))
@@ -210,7 +207,7 @@ class _Function:
     def _ordered(self) -> Iterable[Step]:
         """The steps of all nodes, islands between them."""
         running = [node for node in self.model.graph if node in self.context.steps or node in self.why]
-        partition = Partition(self.context, running, set(self.why))
+        partition = Partition(self.model.graph, running, set(self.why), self.context.contents)
         for entry in partition.order():
             if isinstance(entry, Group):
                 yield self._island(entry, partition)
@@ -218,26 +215,15 @@ class _Function:
                 yield from self.context.steps[entry]
 
     def _island(self, group: Group, partition: Partition) -> Step:
-        model = islands.build(self.model, self.context, group, partition.wanted)
+        model, inputs, outputs = islands.build(self.model, self.context, group, partition.wanted)
         number = len(self.models)
         self.models.append(model)
-        operands = {f"x{i}": self._taken(value) for i, value in enumerate(model.inputs)}
-        operands |= {f"y{i}": self._given(value) for i, value in enumerate(model.outputs)}
-        values = {f"y{i}": value.name or "" for i, value in enumerate(model.outputs)}
+        operands = {f"x{i}": self._taken(value) for i, value in enumerate(inputs)}
+        operands |= {f"y{i}": self._given(value) for i, value in enumerate(outputs)}
+        values = {f"y{i}": value.name or "" for i, value in enumerate(outputs)}
         name = self.context.step_name(f"island.{number}", set())
-        causes = tuple(self._causes(group))
+        causes = tuple(islands.causes({node: self.why[node] for node in group.nodes}))
         return Step(name, "island", operands, {}, model.nodes, values, island=number, causes=causes)
-
-    def _causes(self, group: Group) -> Iterable[tuple[ReasonCode, tuple[str, ...]]]:
-        """One for each code and operator, from the node to what causes it."""
-        met: set[tuple[ReasonCode, str]] = set()
-        for node in group.nodes:
-            why = self.why[node]
-            if (why.code, node.op_type) in met or len(met) >= MOST_REASONS:
-                continue
-            met.add((why.code, node.op_type))
-            about = (f"ONNX value {_clean(why.about)}",) if why.about else ()
-            yield why.code, (f"ONNX node {_clean(node_name(node))}", _clean(why.why), *about)
 
     def _taken(self, value: ir.Value) -> Tensor:
         held = self.context.hold(value)
@@ -258,16 +244,4 @@ class _Function:
         return Tensor(self._value_name(value), "value", "uint8", (), number)
 
     def _value_name(self, value: ir.Value) -> str:
-        return _clean(value.name or "value")
-
-
-def _clean(text: str) -> str:
-    """On one line, printable, not too long for a plan."""
-    return "".join(sign if sign.isprintable() else "_" for sign in text)[:500]
-
-
-def unbound(program: Program) -> list[str]:
-    """Sizes that no argument's axis gives by itself."""
-    given = {axis.name for end in program.arguments for axis in end.shape or () if isinstance(axis, Size)}
-    used = {name for end in program.arguments for axis in end.shape or () if axis is not None for name in names(axis)}
-    return sorted(used - given)
+        return clean(value.name or "value")

@@ -1,4 +1,4 @@
-"""Which ONNX nodes are matrix products?"""
+"""Which ONNX nodes are matrix products, or determinants?"""
 
 from __future__ import annotations
 
@@ -37,3 +37,8 @@ def _gemm(node: Lowering) -> None:
         beta=node.number("beta", 1.0),
     )
     node.give(node.emit("matmul", [node.x(0), node.x(1), node.optional(2)], attributes))
+
+
+@lowers("Det")
+def _determinant(node: Lowering) -> None:
+    node.give(node.emit("determinant", [node.x(0)]))

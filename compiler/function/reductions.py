@@ -1,4 +1,4 @@
-"""Which ONNX nodes make few numbers of many, or bring rows to a common measure?"""
+"""Which ONNX nodes make few numbers of many, or rows that add up to one?"""
 
 from __future__ import annotations
 
@@ -37,26 +37,3 @@ def _softmax(node: Lowering) -> None:
     axis = node.integer("axis", 1) % max(1, len(x.shape))
     rows = node.view(x, (dims.product(x.shape[:axis]), dims.product(x.shape[axis:])))
     node.give(node.view(node.emit("softmax", [rows], {"axis": 1, "log": log}), x.shape))
-
-
-@lowers("LayerNormalization")
-def _layer_norm(node: Lowering) -> None:
-    inputs = [node.x(0), node.optional(1), node.optional(2)]
-    attributes = {
-        "axis": node.integer("axis", -1),
-        "epsilon": node.number("epsilon", 1e-5),
-        "center": True,
-    }
-    if node.integer("stash_type", 1) != 1 or node.wants(1) or node.wants(2):
-        raise node.refuse("its moments are asked for")
-    node.give(node.emit("layer_norm", inputs, attributes))
-
-
-@lowers("RMSNormalization")
-def _rms_norm(node: Lowering) -> None:
-    attributes = {
-        "axis": node.integer("axis", -1),
-        "epsilon": node.number("epsilon", 1e-5),
-        "center": False,
-    }
-    node.give(node.emit("layer_norm", [node.x(0), node.x(1)], attributes))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.elementwise import MAX_OPERANDS, Call, Node, Number, Operand, parse, type_of
 from hjgc.plan_format.ops.declaration import TensorType, Types, tensor_op
 from hjgc.plan_format.ops.shapes import broadcast, present
@@ -20,7 +21,7 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
     types = present(inputs)
     if len(types) > MAX_OPERANDS:
         raise ValueError(f"expected at most {MAX_OPERANDS} operands, found {len(types)}")
-    dtypes = tuple(x.dtype for x in types)
+    dtypes: tuple[DType, ...] = tuple(x.dtype for x in types)
     return (TensorType(type_of(parse(attributes["expression"], dtypes), dtypes), broadcast([x.shape for x in types])),)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hjgc.plan_format.ops.declaration import TensorType, Types, tensor_op
+from hjgc.plan_format.ops.indexing import inside, moved
 from hjgc.plan_format.ops.shapes import axis_of, present
 
 
@@ -22,16 +23,9 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
 
 def reference(inputs: Sequence[Any], outputs: Sequence[Any], *, axis: int) -> None:
     """Raises IndexError for a number outside the axis."""
-    import torch
-
     x, indices = inputs
-    count = x.shape[axis]
-    if indices.numel() and (int(indices.min()) < -count or int(indices.max()) >= count):
-        raise IndexError(
-            f"expected numbers of {-count} to {count - 1}, found {int(indices.min())} to {int(indices.max())}"
-        )
-    flat = torch.where(indices < 0, indices + count, indices).reshape(-1)
-    outputs[0].copy_(x.index_select(axis, flat).reshape(outputs[0].shape))
+    flat = inside(indices, x.shape[axis]).reshape(-1)
+    moved(outputs[0]).copy_(moved(x).index_select(axis, flat).reshape(outputs[0].shape))
 
 
 OP = tensor_op("gather", "y0 = the slices x1 of x0 along `axis`", {"axis": int}, infer, reference)

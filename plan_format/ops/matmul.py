@@ -34,7 +34,8 @@ def reference(
 ) -> None:
     import torch
 
-    a, b, bias = (*inputs, None)[:3]
+    bias = inputs[2] if len(inputs) > 2 else None
+    a, b = inputs[0], inputs[1]
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
     product = torch.matmul(a, b)

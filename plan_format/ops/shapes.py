@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hjgc.plan_format.ops.declaration import TensorType, Types
 from hjgc.plan_format.sizes import Expression, spell
@@ -16,6 +17,11 @@ def present(inputs: Types) -> list[TensorType]:
     if len(found) != len(inputs) or not found:
         raise ValueError(f"expected every operand, found {len(found)} of {len(inputs)}")
     return found
+
+
+def operands(inputs: Sequence[Any], count: int) -> list[Any]:
+    """So many operands of a reference, None for those that are left out at the end."""
+    return [*inputs, *[None] * (count - len(inputs))]
 
 
 def one(inputs: Types) -> TensorType:

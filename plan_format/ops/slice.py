@@ -7,6 +7,7 @@ from typing import Any
 
 from hjgc.plan_format import dims
 from hjgc.plan_format.ops.declaration import TensorType, Types, tensor_op
+from hjgc.plan_format.ops.indexing import moved
 from hjgc.plan_format.ops.shapes import one
 from hjgc.plan_format.sizes import Expression
 
@@ -38,7 +39,7 @@ def reference(
 ) -> None:
     import torch
 
-    x, y = inputs[0], outputs[0]
+    x, y = moved(inputs[0]), moved(outputs[0])
     for axis, (start, step) in enumerate(zip(starts, steps, strict=True)):
         first = start if start >= 0 else start + x.shape[axis]
         if (first, step, y.shape[axis]) != (0, 1, x.shape[axis]):

@@ -73,6 +73,7 @@ class CpuBackend:
             "state": [allocate(state.shape, state.dtype, clear=True) for state in plan.states],
             "parameters": [self._parameters.fields],
         }
+        self._foreign = {phase.name: island_launches(phase) for phase in plan.phases}
         self._islands = Islands(plan_file) if plan.islands else None
         self._values: dict[tuple[str, int], Value] = {}
         self._states = {state.name: tensor for state, tensor in zip(plan.states, self._tables["state"], strict=True)}
@@ -100,12 +101,11 @@ class CpuBackend:
             for number in launches:
                 if stop is not None and stop():
                     return False
-                call = self._bind(self._phases[phase], number, tokens)
-                if isinstance(call, IslandRun):
-                    if not call.run(stop):
+                if number in self._foreign[phase]:
+                    if not self._bind_island(self._phases[phase], number, tokens).run(stop):
                         return False
                 else:
-                    call()
+                    self._bind(self._phases[phase], number, tokens)()
         return True
 
     def tensor(self, phase: str, index: int, tokens: Rows) -> NDArray[Any]:
@@ -213,35 +213,22 @@ class CpuBackend:
         with torch.inference_mode():
             return bound(*call.args, **call.keywords)
 
-    def _bind(self, phase: Phase, number: int, tokens: Rows, **extra: Any) -> partial[None] | IslandRun:
+    def _bind(self, phase: Phase, number: int, tokens: Rows, **extra: Any) -> partial[None]:
         """The reference of a launch with its operands for `tokens` rows."""
         launch = phase.launches[number]
         op = all_ops()[launch.op]
         given = {operand.role: operand for operand in launch.operands}
         if op.infer is not None:
-            return self._bind_tensors(phase, launch, op, given, tokens)
+            return self._bind_tensors(phase, launch, op, tokens)
         tensors = [self._operand(phase, given.get(role.name), tokens) for role in op.roles]
         return partial(op.reference, *tensors, **_attributes(launch), **extra)
 
-    def _bind_tensors(
-        self, phase: Phase, launch: Launch, op: Op, given: Mapping[str, Operand], tokens: Rows
-    ) -> partial[None] | IslandRun:
-        reads, writes = split_roles(tuple(given))
-        inputs = [given.get(f"x{i}") for i in range(reads)]
-        outputs = [given.get(f"y{i}") for i in range(writes)]
-        if op.island:
-            return self._bind_island(phase, launch, inputs, outputs, tokens)
-        tensors = ([self._operand(phase, operand, tokens) for operand in part] for part in (inputs, outputs))
+    def _bind_tensors(self, phase: Phase, launch: Launch, op: Op, tokens: Rows) -> partial[None]:
+        tensors = ([self._operand(phase, operand, tokens) for operand in part] for part in ends(launch))
         return partial(op.reference, *tensors, **_attributes(launch))
 
-    def _bind_island(
-        self,
-        phase: Phase,
-        launch: Launch,
-        inputs: Sequence[Operand | None],
-        outputs: Sequence[Operand | None],
-        tokens: Rows,
-    ) -> IslandRun:
+    def _bind_island(self, phase: Phase, number: int, tokens: Rows) -> IslandRun:
+        launch = phase.launches[number]
         kernel = launch.kernels[self.name]
         assert isinstance(kernel, IslandCall) and self._islands is not None, "a plan with islands"
 
@@ -255,6 +242,7 @@ class CpuBackend:
             shared = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
             return Place(memory=shared.numpy(), dtype=str(tensor.dtype).removeprefix("torch."))
 
+        inputs, outputs = ends(launch)
         return IslandRun(self._islands, kernel.island, list(map(place, inputs)), list(map(place, outputs)))
 
     def _operand(self, phase: Phase, operand: Operand | None, tokens: Rows) -> Any:
@@ -281,6 +269,17 @@ class CpuBackend:
         if self._plan.states[ref.index].kind == "full_cache":
             return tensor[:, start : start + tokens]
         return tensor
+
+
+def ends(launch: Launch) -> tuple[list[Operand | None], list[Operand | None]]:
+    """What a launch of a tensor op reads and writes, in order; None for what is left out."""
+    given = {operand.role: operand for operand in launch.operands}
+    reads, writes = split_roles(tuple(given))
+    return [given.get(f"x{i}") for i in range(reads)], [given.get(f"y{i}") for i in range(writes)]
+
+
+def island_launches(phase: Phase) -> frozenset[int]:
+    return frozenset(i for i, launch in enumerate(phase.launches) if all_ops()[launch.op].island)
 
 
 def _sizes(phase: Phase, tokens: Rows) -> dict[str, int]:

@@ -17,8 +17,8 @@ from hjgc.models.export import export_model
 from tests.models.checkpoints import write_checkpoint
 
 VARIANTS = ("mha", "gqa", "tied", "bias", "qknorm", "llama3rope")
-SMALL: dict[str, Any] = {"prompt": (1, 16), "context": 64}
-"""Options that keep buckets and caches short."""
+SMALL: dict[str, Any] = {"prompt": (1, 16), "context": 64, "kind": "decoder"}
+"""Options that keep buckets and caches short; what is no decoder is refused."""
 
 
 @cache

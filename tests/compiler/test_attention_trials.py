@@ -83,10 +83,10 @@ def test_what_is_nearly_ours_is_refused_with_the_sizes_at_which_it_is_not(change
     change(proto.graph)
     onnx.save(proto, model)
     with pytest.raises(CompileError, match="of causal attention with rotated heads, seen with") as caught:
-        compile_model(model, tmp_path / "plan.hjg", context=200)
+        compile_model(model, tmp_path / "plan.hjg", context=200, kind="decoder")
     assert "self_attn" in str(caught.value.field)
 
 
 def test_the_same_graph_without_a_change_compiles(tmp_path: Path) -> None:
     model = write_fixture("ts4-llama2", tmp_path)
-    compile_model(model, tmp_path / "plan.hjg", context=200)
+    compile_model(model, tmp_path / "plan.hjg", context=200, kind="decoder")

@@ -115,13 +115,18 @@ def weight_computed(graph: ir.Graph) -> None:
     insert(graph, "Mul", weight, f"{ATTENTION}.q_proj/Transpose", (weight,))
 
 
-def residual_of_another_shape(graph: ir.Graph) -> None:
-    made = insert(graph, "Reshape", "Gather", "model.layers.0/Add", ("int64[1,-1,64]",))
-    made.shape = ir.Shape(["sequence_length", 1, 64])
-
-
-def added_to_itself(graph: ir.Graph) -> None:
-    graph.node("model.layers.0/Add").replace_input_with(0, find(graph, f"{ATTENTION}.o_proj/MatMul"))
+def planted_sum(graph: ir.Graph) -> None:
+    """Each token's row with those before it added: what comes of it depends on where a call begins."""
+    axis = ir.Value(name="planted.axis", const_value=ir.tensor(np.array(1, np.int64), name="planted.axis"))
+    axis.dtype, axis.shape = ir.DataType.INT64, ir.Shape([])
+    graph.register_initializer(axis)
+    insert(
+        graph,
+        "CumSum",
+        "model.layers.0/Add",
+        "model.layers.0.post_attention_layernorm/RMSNormalization",
+        ("planted.axis",),
+    )
 
 
 def hidden_state_given_out(graph: ir.Graph) -> None:
@@ -201,18 +206,7 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "gqa", attribute("model.layers.0.input_layernorm/RMSNormalization", "axis", 1),
         "node model.layers.0.input_layernorm/RMSNormalization", "more than the last axis",
     ),
-    "norm_with_a_computed_scale": (
-        "gqa", lambda graph: void(insert(
-            graph, "Mul", "model.norm.weight", "model.norm/RMSNormalization", ("model.norm.weight",))),
-        "node model.norm/RMSNormalization", "its scale is computed",
-    ),
-    "another_activation": ("gqa", operator(f"{MLP}/Sigmoid", "Tanh"), f"node {MLP}/Sigmoid", "ai.onnx.Tanh"),
-    "gate_times_itself_without_activation": (
-        "gqa", rewired(f"{MLP}/Mul_1", 0, f"{MLP}.gate_proj/MatMul"), f"node {MLP}/Mul_1", "ai.onnx.Mul",
-    ),
     "a_computed_weight": ("gqa", weight_computed, f"node {ATTENTION}.q_proj/MatMul", "second operand is not a weight"),
-    "residual_of_another_shape": ("gqa", residual_of_another_shape, "node planted/Reshape", "ai.onnx.Reshape"),
-    "a_product_added_to_itself": ("gqa", added_to_itself, "node model.layers.0/Add", "added to itself"),
     "a_bias_as_long_as_the_other_axis": (
         "bias", rewired(f"{ATTENTION}.k_proj/Add", 1, f"{ATTENTION}.q_proj.bias"), f"node {ATTENTION}.k_proj/Add",
         "the bias has shape (64,) for 32 columns",
@@ -227,8 +221,8 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
     "logits_doubled": ("gqa", logits_doubled, "node planted/Add", "added to itself"),
     "a_hidden_state_is_an_output": ("gqa", hidden_state_given_out, "output model.layers.0/Add_1", "found more"),
     "caches_crossed": ("gqa", caches_crossed, HEADS_TOGETHER, "not one of keys and one of values"),
-    "an_operator_no_rule_knows": ("gqa", planted("Erf"), "node planted/Erf", "found ai.onnx.Erf"),
-    "an_operator_of_somebody_else": ("gqa", planted("Magic", "com.acme"), "node planted/Magic", "found com.acme.Magic"),
+    "an_operator_of_somebody_else": ("gqa", planted("Magic", "com.acme"), "node planted/Magic", "com.acme:Magic"),
+    "a_sum_over_other_tokens": ("gqa", planted_sum, "node planted/CumSum", "each row by itself"),
     "an_operator_that_onnx_does_not_have": ("gqa", planted("Magic"), "node 'planted/Magic'", "No Op registered for"),
 }  # fmt: skip
 

@@ -99,7 +99,7 @@ def test_ordering_the_direct_conflicts_orders_every_conflict(seed: int) -> None:
 
 def _conflict(made: Phase, early: int, late: int) -> bool:
     """The same buffer used by both and written by one (bytes shared by two buffers are the sweep's affair)."""
-    one, two = memory_uses(made.launches[early]), memory_uses(made.launches[late])
+    one, two = memory_uses(made, made.launches[early]), memory_uses(made, made.launches[late])
     return any(a.index == b.index and (a.writes or b.writes) for a in one for b in two)
 
 
@@ -136,4 +136,4 @@ def test_a_launch_uses_what_may_change_and_nothing_else() -> None:
         ),
         {"cpu": ReferenceCall()},
     )
-    assert memory_uses(launch) == [("state", 2, True, True)]
+    assert memory_uses(small_plan().phases[0], launch) == [("state", 2, True, True)]

@@ -71,8 +71,8 @@ def test_a_grid_of_a_size_that_only_the_device_knows_is_refused(plan: Plan) -> N
 
 def test_a_kernel_that_takes_a_field_reads_the_parameter_block(plan: Plan) -> None:
     launch = plan.phases[0].launches[0]
-    assert ("parameters", 0, True, False) in memory_uses(launch)
-    assert ("parameters", 0, True, False) not in memory_uses(replace(launch, kernels={}))
+    assert ("parameters", 0, True, False) in memory_uses(plan.phases[0], launch)
+    assert ("parameters", 0, True, False) not in memory_uses(plan.phases[0], replace(launch, kernels={}))
 
 
 def test_an_edge_given_twice_is_refused(plan: Plan) -> None:

@@ -99,6 +99,8 @@ ENDS = {
     ReasonCode.HOST_CONTROL_FLOW: ("attribute", "the branches or the body of mask"),
     ReasonCode.LIBRARY_NOT_CAPTURABLE: ("library", "the kernel templates of hjgc test for embedding on cpu"),
     ReasonCode.NO_TEMPLATE: ("library", "the kernel templates of hjgc test for embedding on cpu"),
+    ReasonCode.HOST_TYPE: ("model_input", "the type of mask"),
+    ReasonCode.RANDOM: ("attribute", "what mask draws"),
 }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from hjgc.tools import console
-from hjgc.tools.parameters import FILE, as_json, check_output, example, prompt_range
+from hjgc.tools.parameters import FILE, as_json, check_output, example, prompt_range, size_range
 
 if TYPE_CHECKING:
     from hjgc.compiler import CompileResult
@@ -42,6 +42,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Beside code for a GPU, add code that GPUs without a --target can run.",
 )
+@click.option(
+    "--size",
+    "sizes",
+    type=size_range,
+    multiple=True,
+    metavar="NAME=LOW:HIGH",
+    help="The range of an axis that a function's inputs leave open; repeatable.  [default: 0:512]",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["decoder", "function"]),
+    help="Refuse what is no decoder, or take it as a function.  [default: a decoder if it is one]",
+)
 @as_json
 def command(
     model: Path,
@@ -52,9 +65,12 @@ def command(
     dtype: str | None,
     digest: bool,
     portable: bool,
+    sizes: tuple[tuple[str, int, int], ...],
+    kind: Literal["decoder", "function"] | None,
     as_json: bool,
 ) -> None:
-    """Compile MODEL, an ONNX file or a Hugging Face folder, into a plan.
+    """Compile MODEL, an ONNX file or a Hugging Face folder, into a plan: a decoder that is served token by token, or,
+    whatever else it is, a function of its inputs.
 
     Needs no GPU and copies no weights: the plan points into the weight files. HJGC_DUMP=DIR writes every stage as
     text."""
@@ -71,6 +87,8 @@ def command(
             dtype=dtype,
             digest=digest,
             portable=portable,
+            sizes={name: (low, high) for name, low, high in sizes},
+            kind=kind,
             progress=tell,
         )
     for line in compiled.notes:
@@ -85,9 +103,11 @@ def summary(compiled: CompileResult) -> str:
     plan = compiled.plan
     launches = ", ".join(f"{phase.name} {len(phase.launches)} launches" for phase in plan.phases)
     took = sum(compiled.seconds.values())
+    islands = f" ({len(plan.islands)} of them islands in ONNX Runtime)" if plan.islands else ""
+    context = f" at a context of {plan.model.context}" if plan.model.context else ""
     return (
-        f"{compiled.path}: {console.size(compiled.bytes)} for {', '.join(plan.targets)}, {launches}; "
-        f"serving takes {console.size(plan.ledger.total)} at a context of {plan.model.context}; {took:.1f} s"
+        f"{compiled.path}: {console.size(compiled.bytes)} for {', '.join(plan.targets)}, {launches}{islands}; "
+        f"serving takes {console.size(plan.ledger.total)}{context}; {took:.1f} s"
     )
 
 
@@ -103,4 +123,5 @@ def as_data(compiled: CompileResult) -> dict[str, Any]:
         "dtypes": console.as_data(plan.dtypes),
         "ledger": console.as_data(plan.ledger),
         "launches": {phase.name: len(phase.launches) for phase in plan.phases},
+        "islands": len(plan.islands),
     }

@@ -106,8 +106,14 @@ def _head(shown: dict[str, Any]) -> Iterator[str]:
     sections = ", ".join(f"{kind} {size(length)}" for kind, length in file["sections"].items())
     yield f"{file['path']}: {size(file['bytes'])} ({sections})"
     yield f"plan {shown['format']} for {', '.join(shown['targets'])}, by hjgc {producer['hjgc']}"
-    vocabulary = f"vocabulary {model['vocab_size']}, context {model['context']}"
-    yield f"model {model['name']}: {model['architecture']}, {model['layers']} layers, {vocabulary}"
+    vocabulary = f"{model['layers']} layers, vocabulary {model['vocab_size']}, context {model['context']}"
+    islands = f"{shown['islands']} islands in ONNX Runtime" if shown["islands"] else "no island"
+    facts = (
+        f"a {model['architecture']}, {islands}"
+        if not model["vocab_size"]
+        else (f"{model['architecture']}, {vocabulary}" + (f", {islands}" if shown["islands"] else ""))
+    )
+    yield f"model {model['name']}: {facts}"
     yield "dtypes " + ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items())
     files = ", ".join(f"{entry['name']} ({size(entry['bytes'])})" for entry in shown["weights"]["files"])
     yield f"{shown['weights']['count']} weights from {files or 'no file'}"
@@ -117,7 +123,9 @@ def _phase(phase: dict[str, Any], graphs: dict[str, int]) -> Iterator[str]:
     ranges = ", ".join(f"{s['name']} {s['low']}..{s['high']} ({s['lives']})" for s in phase["sizes"])
     ops = ", ".join(f"{name} x{times}" for name, times in phase["ops"].items())
     yield f"phase {phase['name']}: {phase['launch_count']} launches ({ops})"
-    yield f"sizes: {ranges}"
+    for word, ports in (("takes", phase["arguments"]), ("gives", phase["results"])):
+        yield from (f"{word} {port['name']}: {port['type']} {port['shape']}" for port in ports)
+    yield f"sizes: {ranges or 'none'}"
     rows = [
         (schedule["name"], *_segment(segment), size(graphs.get(f"{phase['name']}/{schedule['name']}", 0)))
         for schedule in phase["schedules"]
@@ -141,13 +149,15 @@ def _segment(segment: dict[str, Any]) -> tuple[str, str, str]:
     span = f"{_spans(numbers)} ({len(numbers)})"
     if segment["verdict"] == "dynamic":
         return "dynamic", span, "; ".join(_reason(reason) for reason in segment["reasons"])
-    key = segment["key"]
+    return "static", span, _captured_for(segment["key"])
+
+
+def _captured_for(key: dict[str, Any]) -> str:
+    sizes = ", ".join(key["sizes"])
+    if not sizes:
+        return "one graph for every request"
     buckets = ", ".join(str(bucket) for bucket in key["buckets"])
-    return (
-        "static",
-        span,
-        f"{', '.join(key['sizes'])} up to {buckets}" if key["sizes"] else "one graph for every request",
-    )
+    return f"{sizes} up to {buckets}" if buckets else f"each {sizes} that is met"
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hjgc.tools import console
+from hjgc.tools.calling import call
 from hjgc.tools.parameters import FILE, as_json, check_output, example, prompt_text, token_ids
 
 if TYPE_CHECKING:
@@ -22,12 +23,17 @@ EARLY = {"context": "prompt and answer fill the plan's context", "deadline": "th
 
 
 @click.command(
-    short_help="Answer a prompt with a plan.",
-    epilog=example('hjgc run plan.hjg --prompt "The list of" --max-tokens 32 --temperature 0 --stats'),
+    short_help="Answer a prompt with a plan, or call one that is a function.",
+    epilog=example(
+        'hjgc run plan.hjg --prompt "The list of" --max-tokens 32 --temperature 0 --stats',
+        "hjgc run function.hjg --feed inputs.npz -o outputs.npz",
+    ),
 )
 @click.argument("plan", type=FILE)
 @click.option("--prompt", help="The text to continue; - reads standard input.")
 @click.option("--ids", type=token_ids, metavar="1,2,3", help="The prompt as token ids, instead of --prompt.")
+@click.option("--feed", type=FILE, metavar="X.npz", help="A function's inputs, arrays by name, instead of a prompt.")
+@click.option("-o", "--output", type=FILE, metavar="Y.npz", help="With --feed: write the outputs, arrays by name.")
 @click.option("--max-tokens", type=int, default=64, show_default=True, help="The longest answer.")
 @click.option("--temperature", type=float, help="0: always the best token.")
 @click.option("--top-k", type=int, help="Choose among so many of the best; 0: all.")
@@ -48,6 +54,8 @@ def command(
     plan: Path,
     prompt: str | None,
     ids: tuple[int, ...] | None,
+    feed: Path | None,
+    output: Path | None,
     max_tokens: int,
     stop: tuple[str, ...],
     deadline: float | None,
@@ -60,11 +68,17 @@ def command(
     as_json: bool,
     **sampling: float | None,
 ) -> None:
-    """Answer one prompt with PLAN, each piece of text as soon as it is certain.
+    """Answer one prompt with PLAN, each piece of text as soon as it is certain; or, with --feed, call a PLAN that is a
+    function.
 
     What no option says about choosing tokens is as the model's generation_config.json asks for."""
+    if feed is not None:
+        call(plan, feed, output, weights=weights, device=device, deadline=deadline, stats=stats, as_json=as_json)
+        return
+    if output is not None:
+        raise click.UsageError("-o writes the outputs of a call with --feed", click.get_current_context())
     if (prompt is None) == (ids is None):
-        raise click.UsageError("expected one of --prompt and --ids", click.get_current_context())
+        raise click.UsageError("expected one of --prompt, --ids and --feed", click.get_current_context())
     asked = list(ids) if ids is not None else prompt_text(prompt or "")
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
 

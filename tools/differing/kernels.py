@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hjgc.plan_format.sizes import spell
-from hjgc.plan_format.structs import HostCall, Kernel, Launch, LibraryCall, Plan, RowsCall, TemplateCall, template_calls
+from hjgc.plan_format.structs import (
+    HostCall,
+    IslandCall,
+    Kernel,
+    Launch,
+    LibraryCall,
+    Plan,
+    RowsCall,
+    TemplateCall,
+    template_calls,
+)
 from hjgc.tools.differing.sides import Change
 from hjgc.tools.differing.tables import Value, compare
 
@@ -23,6 +33,9 @@ def _calls(plan: Plan, kernel: Kernel) -> dict[int, Call]:
             return {entry.high: _call(plan, entry.call) for entry in kernel.ranges}
         case TemplateCall():
             return {ALL_ROWS: _call(plan, kernel)}
+        case IslandCall():
+            nodes = ", ".join(plan.islands[kernel.island].nodes)
+            return {ALL_ROWS: ("ONNX Runtime", {"nodes": nodes})}
         case HostCall():
             return {ALL_ROWS: (f"the caller's {kernel.callback}", {})}
         case LibraryCall():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hjgc.plan_format.structs import (
+    Attribute,
     DynamicSegment,
     Phase,
     Schedule,
@@ -101,8 +102,12 @@ def _facts(seen: View, number: int) -> dict[str, Value]:
         "op": launch.op,
         "placement": f"{launch.placement} {launch.device} rank {launch.rank}",
         **{f"operand {role}": name for role, name in operands.items()},
-        **{f"attribute {name}": value for name, value in launch.attributes.items()},
+        **{f"attribute {name}": _spelt(value) for name, value in launch.attributes.items()},
     }
+
+
+def _spelt(value: Attribute) -> Value:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _other(phase: Aligned) -> Iterator[Change]:

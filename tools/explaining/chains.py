@@ -17,14 +17,15 @@ from hjgc.plan_format import DebugMap
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR, is_function_name
 from hjgc.plan_format.reasons import Reason, ReasonCode
-from hjgc.plan_format.structs import DynamicSegment, HostCall, Launch, LaunchDebug, LibraryCall, Phase, Plan
+from hjgc.plan_format.structs import DynamicSegment, HostCall, IslandCall, Launch, LaunchDebug, LibraryCall, Phase, Plan
 
-Kind = Literal["launch", "onnx_node", "value", "size", "model_input", "attribute", "library", "caller"]
+Kind = Literal["launch", "onnx_node", "cause", "value", "size", "model_input", "attribute", "library", "caller"]
 ROOTS: tuple[Kind, ...] = ("model_input", "attribute", "library", "caller")
 """What a chain ends in: whatever can be changed from outside of the plan."""
 KIND_WORDS: dict[Kind, str] = {
     "launch": "launch",
     "onnx_node": "ONNX node",
+    "cause": "since",
     "value": "value",
     "size": "size",
     "model_input": "model input",
@@ -38,6 +39,7 @@ more would take minutes."""
 SPELT: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"ONNX node (.+)", re.DOTALL), "onnx_node"),
     (re.compile(r"ONNX value (.+)", re.DOTALL), "value"),
+    (re.compile(r"since (.+)", re.DOTALL), "cause"),
     (re.compile(r"the caller's (function .+)", re.DOTALL), "caller"),
     (re.compile(rf"the request's ({LOGITS_PROCESSOR})"), "caller"),
 )
@@ -149,7 +151,10 @@ def _root(plan: Plan, launch: Launch, reason: Reason, steps: Sequence[Link]) -> 
             return _caller(kernel.callback)
         if isinstance(kernel, LibraryCall):
             return Link("library", f"{kernel.library} {kernel.routine}")
-    last = steps[-1].name if steps else launch.name
+        if isinstance(kernel, IslandCall) and reason.code is ReasonCode.NO_TEMPLATE:
+            return Link("library", f"ONNX Runtime, since no launch of hjgc {plan.producer.hjgc} computes it")
+    named = [link.name for link in steps if link.kind != "cause"]
+    last = named[-1] if named else launch.name
     match reason.code:
         case ReasonCode.UNBOUNDED_SIZE:
             return Link("model_input", f"the one with an axis {last}")
@@ -160,6 +165,12 @@ def _root(plan: Plan, launch: Launch, reason: Reason, steps: Sequence[Link]) -> 
         case ReasonCode.LIBRARY_NOT_CAPTURABLE | ReasonCode.NO_TEMPLATE:
             targets = ", ".join(plan.targets)
             return Link("library", f"the kernel templates of hjgc {plan.producer.hjgc} for {launch.op} on {targets}")
+        case ReasonCode.HOST_TYPE:
+            return Link("model_input", f"the type of {last}")
+        case ReasonCode.RANDOM:
+            return Link("attribute", f"what {last} draws")
+        case ReasonCode.HOST_READ if all_ops()[launch.op].island:
+            return Link("model_input", f"the values that {last} is computed from")
         case ReasonCode.HOST_READ:
             return _caller(all_ops()[launch.op].callback or "reading of the result")
 

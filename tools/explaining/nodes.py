@@ -10,6 +10,7 @@ from hjgc.plan_format import DebugMap
 from hjgc.plan_format.structs import (
     DynamicSegment,
     HostCall,
+    IslandCall,
     Kernel,
     LibraryCall,
     Phase,
@@ -82,6 +83,8 @@ def _calls(plan: Plan, kernel: Kernel) -> list[dict[str, Any]]:
     match kernel:
         case ReferenceCall():
             return [{"type": "reference"}]
+        case IslandCall():
+            return [{"type": "island", "island": kernel.island}]
         case HostCall():
             return [{"type": "host", "callback": kernel.callback}]
         case LibraryCall():

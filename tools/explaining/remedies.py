@@ -7,6 +7,7 @@ from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.structs import HostCall, Launch
 from hjgc.tools.explaining.chains import Cause
 
+ISLAND = "island"
 WITHOUT_PROCESSOR = (
     "send the request without a logits_processor: the schedule `default` has no such launch; temperature, top-k, "
     "top-p, min-p and the repetition penalty run on the device as they are"
@@ -36,6 +37,15 @@ def remedy(launch: Launch, cause: Cause) -> str:
             )
         case ReasonCode.LIBRARY_NOT_CAPTURABLE:
             return f"compile for a target that has a kernel template for {launch.op}, so that no library is called"
+        case ReasonCode.HOST_TYPE:
+            return f"in the ONNX file, give node {node} numbers of a type that buffers hold, of a known rank"
+        case ReasonCode.RANDOM:
+            return f"draw outside of the model, and give node {node}'s result as an input"
+        case ReasonCode.NO_TEMPLATE if launch.op == ISLAND:
+            return (
+                f"in the ONNX file, write node {node} with operators that hjgc computes (docs/functions.md), or add a "
+                "rule in compiler/function"
+            )
         case ReasonCode.NO_TEMPLATE:
             return (
                 f"compile with another --target or --dtype that {launch.op} has a kernel template for, or add one in "
@@ -44,6 +54,8 @@ def remedy(launch: Launch, cause: Cause) -> str:
 
 
 def _host_read(launch: Launch, node: str) -> str:
+    if launch.op == ISLAND:
+        return f"in the ONNX file, make that operand of node {node} a constant, so that shapes are known beforehand"
     names = {kernel.callback for kernel in launch.kernels.values() if isinstance(kernel, HostCall)}
     if names == {LOGITS_PROCESSOR}:
         return WITHOUT_PROCESSOR

@@ -11,7 +11,7 @@ from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Phase, Plan
-from hjgc.tools.costs import launch_cost
+from hjgc.tools.costs import call_sizes, launch_cost
 from hjgc.tools.prediction import Chip, launch_seconds, prediction, representative
 
 
@@ -79,7 +79,10 @@ def _copies(plan: Plan, phase: Phase, launch: Launch, rows: int, start: int) -> 
 def _bytes(plan: Plan, phase: Phase, operand: Operand, rows: int) -> int:
     if operand.space == "buffer":
         buffer = phase.buffers[operand.index]
-        return prod(evaluate(axis, {"tokens": rows}) for axis in buffer.shape) * ITEM_BYTES[buffer.dtype]
+        sizes = call_sizes(phase, rows, 0)
+        return prod(evaluate(axis, sizes) for axis in buffer.shape) * ITEM_BYTES[buffer.dtype]
+    if operand.space == "value":
+        return 0
     tables = {"weight": plan.weights, "constant": plan.constants, "state": plan.states}
     entry = tables[operand.space][operand.index]
     return prod(entry.shape) * ITEM_BYTES[entry.dtype]

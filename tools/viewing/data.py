@@ -19,6 +19,7 @@ from hjgc.plan_format.structs import (
     Attribute,
     DynamicSegment,
     HostCall,
+    IslandCall,
     Kernel,
     Launch,
     LibraryCall,
@@ -37,7 +38,7 @@ from hjgc.tools.explaining.spending import spending
 from hjgc.tools.layers import layer_of
 from hjgc.tools.prediction import Prediction, launch_seconds, prediction, representative
 
-SPACES = ("buffer", "weight", "constant", "state", "parameters")
+SPACES = ("buffer", "weight", "constant", "state", "parameters", "value")
 ACCESSES = ("read", "write", "read_write")
 
 
@@ -127,6 +128,7 @@ def _phase(plan: Plan, phase: Phase, debug: DebugMap | None, predicted: Predicti
             [b.name, b.dtype, [spell(axis) for axis in b.shape], b.bytes, b.offset, b.first, b.last]
             for b in phase.buffers
         ],
+        "values": [[value.name, value.type, [], 0] for value in phase.values],
         "schedules": [_schedule(plan, phase, schedule, predicted) for schedule in phase.schedules],
         "kernels": kernels.entries,
         "nodes": nodes.entries,
@@ -182,6 +184,8 @@ def _calls(kernel: Kernel) -> str | list[list[Any]]:
             return [[entry.high, entry.call.variant, _grid(entry.call)] for entry in kernel.ranges]
         case TemplateCall():
             return [[None, kernel.variant, _grid(kernel)]]
+        case IslandCall():
+            return f"ONNX Runtime, island {kernel.island}"
         case HostCall():
             return f"the caller's {kernel.callback}"
         case LibraryCall():

@@ -153,7 +153,7 @@ class Rows {
 const operandEntry = (of, one, [, , space, index]) => {
   const name = of.spaces[space];
   if (name === "parameters") return ["parameters", "", [], 0];
-  return name === "buffer" ? one.buffers[index] : of[`${name}s`][index];
+  return name === "buffer" || name === "value" ? one[`${name}s`][index] : of[`${name}s`][index];
 };
 
 function templateNames(of, one, launch) {

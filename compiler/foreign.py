@@ -1,0 +1,154 @@
+"""Which nodes of a recognised decoder do no rules cover, and may ONNX Runtime compute them between two launches?
+
+What is left over may become an island if it works on rows alone: what it reads of the graph are activations
+[1, tokens, H] and weights, and what it gives are activations that launches read. It then computes each call's rows as it
+would those of the whole sequence, which the caller's exporter vouches for no less than for its own step of one token:
+so it must not look at other rows. That is tried, on random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hjgc.compiler.function.islands import Group, Partition, used_values
+from hjgc.compiler.function.lowering import NotNative, unknown_operator
+from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, node_name, source_nodes, static_shape
+
+ISLAND = "Island"
+ROW_WORDS: Mapping[str, int] = {
+    "Embedding": 0, "Attention": 0, "Linear": 0, "GatedLinear": 0, "RmsNorm": 0, "HostCall": 0, ISLAND: -1,
+}  # fmt: skip
+"""Our words that give rows, and at which result: -1 for all."""
+READS: Mapping[str, tuple[int, ...]] = {
+    "AttentionInputs": (0,), "Linear": (0, 3), "GatedLinear": (0,), "RmsNorm": (0,), "VocabularyLogits": (0,),
+    "HostCall": (0,),
+}  # fmt: skip
+"""Our words that read rows, and in which operands."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Nodes that an island computes: what it takes and gives, in order, and how many columns each result has."""
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    columns: tuple[int, ...]
+    why: Mapping[ir.Node, NotNative]
+
+
+def lift_foreign(model: ir.Model, leftovers: Sequence[ir.Node]) -> list[Foreign] | str:
+    """Put an `Island` in place of the nodes that no rule covers. What stands in the way, if they cannot be: nothing is
+    changed then."""
+    _name_values(leftovers)
+    own = set(leftovers)
+    words = [node for node in model.graph if node not in own]
+    found: list[Foreign] = []
+    partition = Partition(model.graph, leftovers, own, lambda value: None)
+    for group in partition.order():
+        assert isinstance(group, Group), "all of them are foreign"
+        made = _foreign(group, set(words), partition)
+        if isinstance(made, str):
+            return made
+        found.append(made)
+    for number, foreign in enumerate(found):
+        _replace(model, foreign, number)
+    return found
+
+
+def _name_values(nodes: Sequence[ir.Node]) -> None:
+    """Sub-models find values by name, which those that rules made have not."""
+    values = dict.fromkeys(value for node in nodes for value in (*used_values(node), *node.outputs))
+    for number, value in enumerate(values):
+        if not value.name:
+            value.name = f"rows.{number}"
+
+
+def _foreign(group: Group, words: set[ir.Node], partition: Partition) -> Foreign | str:
+    own = set(group.nodes)
+    inputs = [v for v in dict.fromkeys(v for node in group.nodes for v in used_values(node)) if v.producer() not in own]
+    taken = [value for value in inputs if not value.is_initializer()]
+    for value in taken:
+        problem = _no_rows(value)
+        if problem:
+            return f"{node_name(group.nodes[0])} reads {value.name}, {problem}"
+    outputs = [value for node in group.nodes for value in node.outputs if partition.wanted(value, own)]
+    columns: list[int] = []
+    for value in outputs:
+        width = _width(value, words)
+        if isinstance(width, str):
+            return f"{value.name}, which {node_name(group.nodes[-1])} gives, {width}"
+        columns.append(width)
+    if not taken:
+        return f"{node_name(group.nodes[0])} reads no activation"
+    why = {node: unknown_operator(node) for node in group.nodes}
+    return Foreign(tuple(group.nodes), tuple(taken), tuple(outputs), tuple(columns), why)
+
+
+def _no_rows(value: ir.Value) -> str:
+    """Why the value is none of rows; nothing if it is."""
+    maker = value.producer()
+    if maker is None:
+        return "an input of the model"
+    if maker.domain != DOMAIN or maker.op_type not in ROW_WORDS:
+        return "" if _is_foreign(maker) else f"which {maker.op_type} gives"
+    place = ROW_WORDS[maker.op_type]
+    return "" if place in (-1, maker.outputs.index(value)) else f"which {maker.op_type} gives"
+
+
+def _is_foreign(maker: ir.Node) -> bool:
+    """A node of another island to be: its own check says what its results are."""
+    return maker.domain != DOMAIN and maker.op_type not in ("Cos", "Sin")
+
+
+def _width(value: ir.Value, words: set[ir.Node]) -> int | str:
+    """The columns of its rows, as what reads them says, or its own shape; else what is wrong with it."""
+    if value.is_graph_output():
+        return "is an output of the model"
+    found: set[int] = set()
+    for user, place in value.uses():
+        if user not in words:
+            continue
+        if place not in READS.get(user.op_type, ()):
+            return f"is no row operand of {user.op_type}"
+        width = _read_width(user, place)
+        if width is not None:
+            found.add(width)
+    shape = static_shape(value)
+    if shape is not None and len(shape) == 3 and shape[2] is not None:
+        found.add(shape[2])
+    if len(found) != 1:
+        return f"has rows of an unknown width (found {sorted(found) or 'none'})"
+    return found.pop()
+
+
+def _read_width(user: ir.Node, place: int) -> int | None:
+    """How wide the rows are that a word reads."""
+    if user.op_type in ("RmsNorm", "AttentionInputs", "GatedLinear", "VocabularyLogits"):
+        return (static_shape(user.inputs[1]) or (None,))[-1]
+    if user.op_type != "Linear":
+        return None
+    shape = static_shape(user.inputs[1]) or (None, None)
+    outputs, inputs = shape[::-1] if user.attributes.get_int("transposed", 0) else shape
+    return inputs if place == 0 else outputs
+
+
+def _replace(model: ir.Model, foreign: Foreign, number: int) -> None:
+    """An `Island` node in place of the nodes, which keep their operands for the sub-model."""
+    attributes = [ir.AttrInt64("number", number)]
+    made = ir.Node(DOMAIN, ISLAND, list(foreign.inputs), attributes, num_outputs=len(foreign.outputs))
+    names = dict.fromkeys(name for node in foreign.nodes for name in source_nodes(node))
+    made.metadata_props[NODES_KEY] = "\n".join(names)
+    made.name = f"island.{number}"
+    for mine, theirs in zip(made.outputs, foreign.outputs, strict=True):
+        mine.shape, mine.type, mine.name = theirs.shape, theirs.type, f"{theirs.name}.rows"
+    model.graph.insert_after(foreign.nodes[-1], [made])
+    own = set(foreign.nodes)
+    for mine, theirs in zip(made.outputs, foreign.outputs, strict=True):
+        for user, place in tuple(theirs.uses()):
+            if user not in own and user is not made:
+                user.replace_input_with(place, mine)
+    model.graph.remove(foreign.nodes)

@@ -1,0 +1,168 @@
+"""What is the sub-model of an island between two launches of a decoder, and does it look at one row at a time?
+
+Its rows come and go as launches have them, [tokens, H] in the plan's type. Inside they are the file's activations
+[1, tokens, H] in float32, as are all floating-point numbers: the plan dropped the file's casts between floats.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from hjgc.compiler.foreign import Foreign
+from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, used_values
+from hjgc.compiler.rules.rule import FLOATS, is_op, source_nodes
+from hjgc.compiler.tables import read_tensor
+from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.errors import CompileError
+
+PLAN_TYPES: dict[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
+TRIED_ROWS = (5, 33)
+TOLERANCE = 1e-3
+"""Between a row alone and among others, relative to the largest number: float32 sums in another order."""
+MOST_TRIED = 1 << 30
+"""Bytes of weights that are made up for a trial."""
+
+
+def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubModel, list[ir.Value]]:
+    """The sub-model, and the weights that it takes behind the rows: those that are too large to lie in it."""
+    proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
+    for domain, version in sorted(model.opset_imports.items()):
+        if domain != "hjgc":
+            proto.opset_import.append(helper.make_opsetid(domain, version))
+    graph, kind = proto.graph, PLAN_TYPES[dtype]
+    graph.name = "island"
+    graph.initializer.append(helper.make_tensor("rows.axis", TensorProto.INT64, [1], [0]))
+    for value in foreign.inputs:
+        graph.input.append(helper.make_tensor_value_info(f"{value.name}.in", kind, ["rows", None]))
+        graph.node.extend(_entering(value.name or ""))
+    weights = list(_weights(graph, foreign))
+    for node in foreign.nodes:
+        graph.node.extend(_spelt(node))
+    names: list[str] = []
+    for value in foreign.outputs:
+        names.append(f"{value.name}.out")
+        graph.output.append(helper.make_tensor_value_info(names[-1], kind, None))
+        graph.node.extend(_leaving(value.name or "", names[-1], kind))
+    nodes = [name for node in foreign.nodes for name in source_nodes(node)]
+    inputs = [entry.name for entry in graph.input]
+    data = proto.SerializeToString(deterministic=True)
+    return SubModel(data, inputs, names, tuple(dict.fromkeys(nodes))[:MANY_NODES]), weights
+
+
+def _entering(name: str) -> Iterator[onnx.NodeProto]:
+    yield helper.make_node("Cast", [f"{name}.in"], [f"{name}.wide"], to=TensorProto.FLOAT)
+    yield helper.make_node("Unsqueeze", [f"{name}.wide", "rows.axis"], [name])
+
+
+def _leaving(name: str, result: str, kind: int) -> Iterator[onnx.NodeProto]:
+    yield helper.make_node("Squeeze", [name, "rows.axis"], [f"{name}.rows"])
+    yield helper.make_node("Cast", [f"{name}.rows"], [result], to=kind)
+
+
+def _spelt(node: ir.Node) -> Iterator[onnx.NodeProto]:
+    """A node of the file; one of our own words as ONNX spells it."""
+    if is_op(node, "Silu"):
+        x, y = (node.inputs[0].name if node.inputs[0] else "") or "", node.outputs[0].name or ""
+        yield helper.make_node("Sigmoid", [x], [f"{y}.sigmoid"])
+        yield helper.make_node("Mul", [x, f"{y}.sigmoid"], [y])
+    else:
+        yield ir.serde.serialize_node(node)
+
+
+def _weights(graph: onnx.GraphProto, foreign: Foreign) -> Iterator[ir.Value]:
+    """Initializers: small ones inside, floats as float32; of large ones inputs, which are yielded."""
+    values = dict.fromkeys(value for node in foreign.nodes for value in used_values(node))
+    for value in (value for value in values if value.is_initializer()):
+        tensor, name = value.const_value, value.name or ""
+        assert tensor is not None, "an initializer"
+        if tensor.nbytes <= INSIDE_BYTES or tensor.dtype not in FLOATS:
+            array = read_tensor(tensor)
+            wide = array.astype(np.float32) if tensor.dtype in FLOATS else array
+            graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(wide), name))
+            continue
+        shape = [int(axis) for axis in tensor.shape.numpy()]
+        wide_already = tensor.dtype == ir.DataType.FLOAT
+        graph.input.append(helper.make_tensor_value_info(name if wide_already else f"{name}.in", tensor.dtype, shape))
+        if not wide_already:
+            graph.node.append(helper.make_node("Cast", [f"{name}.in"], [name], to=TensorProto.FLOAT))
+        yield value
+
+
+def try_rows(made: SubModel, weights: Sequence[ir.Value], widths: Sequence[int], path: Path) -> str | None:
+    """Run it on made-up rows, all together, in parts, and each alone. Raises CompileError where they differ, or where
+    ONNX Runtime does not take it; a note where it could not be tried."""
+    named = ", ".join(made.nodes[:3])
+    if find_spec("onnxruntime") is None:
+        problem = "expected onnxruntime, which is to compute what no launch of ours does, found it not installed"
+        raise CompileError(path, problem, field=f"node {named}", next_step="try pip install 'hjgc[ort]'")
+    large = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    if large > MOST_TRIED:
+        return f"node {named}: that it computes each row by itself was not tried, its weights take {large >> 20} MiB"
+    session, random = _session(made, named, path), np.random.default_rng(20261129)
+    fixed = {name: _made_up(value, random) for name, value in zip(made.inputs[len(widths) :], weights, strict=True)}
+    for count in TRIED_ROWS:
+        rows = [random.standard_normal((count, width), np.float32) for width in widths]
+        whole = _run(session, made, rows, fixed)
+        for cut in (range(1, count), [count // 2]):
+            parts = [_run(session, made, part, fixed) for part in _cut(rows, list(cut))]
+            for i, result in enumerate(whole):
+                again = np.concatenate([part[i] for part in parts])
+                if again.shape != result.shape or not _close(result, again):
+                    problem = f"expected it to compute each row by itself, found other numbers among {count} rows"
+                    raise CompileError(path, problem, field=f"node {named}")
+    return None
+
+
+def _cut(rows: Sequence[NDArray[Any]], places: list[int]) -> Iterator[list[NDArray[Any]]]:
+    split = [np.split(each, places) for each in rows]
+    yield from (list(part) for part in zip(*split, strict=True))
+
+
+def _close(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    scale = float(np.abs(one).max(initial=1e-6))
+    return bool(np.abs(one - other).max(initial=0) <= TOLERANCE * scale)
+
+
+def _made_up(value: ir.Value, random: np.random.Generator) -> NDArray[Any]:
+    """Numbers for a weight that keep sums near 1."""
+    tensor = value.const_value
+    assert tensor is not None
+    shape = tuple(int(axis) for axis in tensor.shape.numpy())
+    numbers = random.standard_normal(shape, np.float32) / np.sqrt(max(shape[-1:], default=1))
+    return numbers.astype(tensor.dtype.numpy())
+
+
+def _session(made: SubModel, named: str, path: Path) -> Any:
+    ort: Any = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(made.data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
+        words = " ".join(str(error).split())[:300]
+        problem = f"expected a node that a rule covers or ONNX Runtime computes, found another ({words})"
+        raise CompileError(path, problem, field=f"node {named}") from None
+
+
+def _run(
+    session: Any, made: SubModel, rows: Sequence[NDArray[Any]], fixed: dict[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """As float32, whatever the plan's type is."""
+    types = {entry.name: entry.type for entry in session.get_inputs()}
+    half = {"tensor(float16)": np.float16}
+    fed = {name: each.astype(half.get(types[name], np.float32)) for name, each in zip(made.inputs, rows, strict=False)}
+    return [np.asarray(each, np.float32) for each in session.run(list(made.outputs), fed | fixed)]

@@ -1,0 +1,135 @@
+"""Does ONNX Runtime compute what no launch does, between the launches of a decoder, and is the rest captured still?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from hjgc.compiler import CompileResult, compile_model
+from hjgc.plan_format import load
+from hjgc.plan_format.reasons import ReasonCode
+from hjgc.plan_format.structs import DynamicSegment, IslandCall, StaticSegment
+from hjgc.runtime.opening import open_session
+from tests.compiler.dialects.judging import STEPS, compared, judge_of
+from tests.compiler.exports import SMALL, changed, copy_of
+from tests.compiler.test_recognise import ATTENTION, MLP, Change, find, insert, operator, planted, rewired
+
+TOLERANCE = 1e-4
+"""Of logits up to 4: sums of float32 in another order."""
+
+
+def in_every_layer(op_type: str) -> Change:
+    """An operator on what attention gives, in both layers."""
+
+    def change(graph: ir.Graph) -> None:
+        for layer in range(2):
+            name = f"model.layers.{layer}"
+            insert(graph, op_type, f"{name}.self_attn.o_proj/MatMul", f"{name}/Add")
+            graph.node(f"planted/{op_type}").name = f"planted/{op_type}.{layer}"
+            find(graph, "planted").name = f"planted.{layer}"
+
+    return change
+
+
+def reshaped(graph: ir.Graph) -> None:
+    made = insert(graph, "Reshape", "Gather", "model.layers.0/Add", ("int64[1,-1,64]",))
+    made.shape = ir.Shape(["sequence_length", 1, 64])
+
+
+def added_to_itself(graph: ir.Graph) -> None:
+    graph.node("model.layers.0/Add").replace_input_with(0, find(graph, f"{ATTENTION}.o_proj/MatMul"))
+
+
+CHANGES: dict[str, tuple[Change, int]] = {
+    # what no rule covers, and how many islands it makes
+    "an_operator_on_the_residual": (planted("Erf"), 1),
+    "one_in_every_layer": (in_every_layer("Elu"), 2),
+    "another_activation": (operator(f"{MLP}/Sigmoid", "Tanh"), 1),
+    "gate_times_itself": (rewired(f"{MLP}/Mul_1", 0, f"{MLP}.gate_proj/MatMul"), 1),
+    "a_product_added_to_itself": (added_to_itself, 1),
+    "a_view_of_the_rows": (reshaped, 1),
+}
+
+
+def compiled(change: Change, folder: Path) -> CompileResult:
+    model = changed(copy_of("gqa", folder), change)
+    return compile_model(model, model.with_name("plan.hjg"), **SMALL)
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_the_plan_computes_what_the_file_says(case: str, tmp_path: Path) -> None:
+    change, islands = CHANGES[case]
+    result = compiled(change, tmp_path)
+    assert len(result.plan.islands) == islands
+    run = compared(result, judge_of(tmp_path / "model.onnx", result.plan), TOLERANCE)
+    assert run.first_different(TOLERANCE) is None
+    assert len(run.results) == STEPS + 1
+
+
+def test_what_lies_between_islands_stays_static_and_islands_say_why_not(tmp_path: Path) -> None:
+    plan = compiled(in_every_layer("Elu"), tmp_path).plan
+    for phase in plan.phases:
+        segments = phase.schedule().segments
+        assert [type(segment) for segment in segments] == [StaticSegment, DynamicSegment] * 2 + [StaticSegment]
+        for number, segment in enumerate(segments[1::2]):
+            assert isinstance(segment, DynamicSegment)
+            assert {reason.code for reason in segment.reasons} == {ReasonCode.NO_TEMPLATE}
+            assert f"ONNX node planted/Elu.{number}" in segment.reasons[0].chain
+            assert phase.launches[segment.launches[0]].kernels == {"cpu": IslandCall(number)}
+
+
+def test_an_island_runs_in_a_session_beside_graphs_and_gives_the_same_bits(tmp_path: Path) -> None:
+    path = compiled(in_every_layer("Elu"), tmp_path).path
+    ids = [5, 3, 17, 90, 4]
+
+    def answer() -> tuple[list[int], bytes]:
+        with session.request(logits=True) as request:
+            tokens = [request.prefill(ids, {}), *(request.decode() for _ in range(5))]
+            return tokens, request.logits().tobytes()
+
+    with open_session(path) as session:
+        plain = answer()
+        assert session.wait_captured(60)
+        assert answer() == plain
+        report = session.report()
+    states = {entry["state"] for entry in report["segments"] if entry["kind"] == "static" and entry["hits"]}
+    assert states == {"PROMOTED"}
+    assert all(entry["runs"] > 0 for entry in report["segments"] if entry["schedule"] == "default" and "runs" in entry)
+
+
+def test_a_prompt_in_parts_is_the_prompt_in_one(tmp_path: Path) -> None:
+    model = changed(copy_of("gqa", tmp_path), in_every_layer("Elu"))
+    ids = np.random.default_rng(3).integers(0, 100, 30).tolist()
+    found: list[np.ndarray] = []
+    for most in (32, 7):
+        path = compile_model(model, tmp_path / f"{most}.hjg", prompt=(1, most), context=64).path
+        with open_session(path) as session, session.request(logits=True) as request:
+            request.prefill(ids, {})
+            found.append(request.logits().copy())
+    assert np.abs(found[0] - found[1]).max() < TOLERANCE
+
+
+def test_large_weights_of_an_island_stay_in_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hjgc.compiler.foreign_model.INSIDE_BYTES", 64)
+    monkeypatch.setattr("hjgc.compiler.tables.SMALL_BYTES", 64)
+    result = compiled(scaled_by_a_weight, tmp_path)
+    (weight,) = (weight for weight in result.plan.weights if weight.placement == "cpu")
+    assert weight.name == "model.norm.weight@cpu"
+    run = compared(result, judge_of(tmp_path / "model.onnx", result.plan), TOLERANCE)
+    assert run.first_different(TOLERANCE) is None
+
+
+def scaled_by_a_weight(graph: ir.Graph) -> None:
+    """Columns of what attention gives, each times a number."""
+    insert(graph, "Mul", f"{ATTENTION}.o_proj/MatMul", "model.layers.0/Add", ("model.norm.weight",))
+
+
+def test_the_debug_map_and_the_notes_name_the_nodes(tmp_path: Path) -> None:
+    with load(compiled(planted("Erf"), tmp_path).path) as file:
+        debug = file.debug()
+    assert debug is not None
+    launches = next(entry.launches for entry in debug.phases if entry.phase == "decode")
+    assert ("planted/Erf",) in [launch.nodes for launch in launches]

@@ -1,0 +1,117 @@
+"""How does `hjgc run --feed` call a plan that is a function?"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hjgc.plan_format.errors import InputError
+from hjgc.plan_format.files import write_atomically
+from hjgc.tools import console
+from hjgc.tools.parameters import check_output
+
+if TYPE_CHECKING:
+    pass
+
+SHOWN = 8
+"""Numbers of an output that are printed."""
+
+
+def call(
+    plan: Path,
+    feed: Path,
+    output: Path | None,
+    *,
+    weights: Path | None,
+    device: str | None,
+    deadline: float | None,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Call the function once and show, or write, what it gives. Raises InputError, PlanError, RunError."""
+    from hjgc.runtime.opening import is_function, open_plan, start_function
+
+    if output is not None:
+        check_output(output, source=plan, suffix=".npz")
+    inputs = read_arrays(feed)
+    with console.stages() as tell:
+        tell("load")
+        opened = open_plan(plan, weights)
+        if not is_function(opened.file.plan):
+            opened.file.close()
+            problem = "expected a plan that is a function, found a decoder"
+            raise InputError(plan, problem, next_step="give it --prompt or --ids")
+        function = start_function(opened, device=device)
+        tell("call")
+        with function:
+            outputs = function(inputs, deadline=deadline)
+            report = function.report()
+    if output is not None:
+        write_arrays(output, outputs)
+    if as_json:
+        console.result_json({"outputs": {name: _facts(value) for name, value in outputs.items()}, "report": report})
+    else:
+        console.result("\n".join(_line(name, value) for name, value in outputs.items()))
+    if stats:
+        console.note("\n".join(stats_lines(report)))
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file by name. Raises InputError."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if isinstance(found, np.ndarray):
+                raise InputError(path, "expected arrays by name (.npz), found one array", next_step="see numpy.savez")
+            return {name: found[name] for name in found.files}
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(path, "expected a file of arrays, found nothing there", next_step="see numpy.savez") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        words = " ".join(str(error).split())[:200]
+        raise InputError(path, f"expected arrays by name (.npz), found {words}", next_step="see numpy.savez") from None
+
+
+def write_arrays(path: Path, outputs: Mapping[str, Any]) -> None:
+    """Those outputs that are arrays; of a sequence each item, as `name.0`, `name.1`, ..."""
+    arrays: dict[str, Any] = {}
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            arrays |= {f"{name}.{i}": np.asarray(item) for i, item in enumerate(value)}
+        elif value is not None:
+            array = np.asarray(value)
+            arrays[name] = array.astype(str) if array.dtype == object else array
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    write_atomically(path, data.getvalue())
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    if value is None or isinstance(value, list):
+        return {"items": None if value is None else len(value)}
+    array = np.asarray(value)
+    return {"dtype": str(array.dtype), "shape": list(array.shape)}
+
+
+def _line(name: str, value: Any) -> str:
+    if value is None:
+        return f"{name}: nothing"
+    if isinstance(value, list):
+        return f"{name}: {len(value)} items"
+    array = np.asarray(value)
+    numbers = ", ".join(str(item) for item in array.reshape(-1)[:SHOWN])
+    rest = ", ..." if array.size > SHOWN else ""
+    return f"{name}: {array.dtype} {list(array.shape)}: {numbers}{rest}"
+
+
+def stats_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Each segment: what it is, how long it took, and why it cannot be captured."""
+    for number, segment in enumerate(report["segments"]):
+        took = f"{1000 * segment['seconds']:.3f} ms"
+        why = "".join(f"; {reason['code']}: {' <- '.join(reason['chain'])}" for reason in segment["reasons"])
+        yield f"segment {number}, {segment['kind']}, {segment['launches']} launches: {took}{why}"
