@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hjgc.compiler.program import Network, Step
+from hjgc.compiler.program import Network, Step, scalar
 from hjgc.models.config import DecoderConfig, inverse_frequencies, read_config
 from hjgc.plan_format.errors import InputError
 
@@ -44,9 +44,9 @@ def _compared(config: DecoderConfig, network: Network) -> Iterator[tuple[str, ob
         yield "head_dim", config.head_dim, size
     context = _context(network)
     window = config.window if config.window <= context else 0
-    for found in sorted({int(step.attributes["window"]) for step in attention} - {window})[:1]:
+    for found in sorted({int(scalar(step, "window")) for step in attention} - {window})[:1]:
         yield "sliding_window", window or "none", found or "none"
-    epsilons = sorted({float(step.attributes["epsilon"]) for step in steps if step.attributes.get("epsilon")})
+    epsilons = sorted({scalar(step, "epsilon") for step in steps if step.attributes.get("epsilon")})
     for found in [epsilon for epsilon in epsilons if not np.isclose(epsilon, config.norm_epsilon, rtol=NEAR)][:1]:
         yield "rms_norm_eps", config.norm_epsilon, found
     yield from _rotation(config, network, steps)

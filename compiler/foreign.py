@@ -1,9 +1,9 @@
 """Which nodes of a recognised decoder do no rules cover, and may ONNX Runtime compute them between two launches?
 
 What is left over may become an island if it works on rows alone: what it reads of the graph are activations
-[1, tokens, H] and weights, and what it gives are activations that launches read. It then computes each call's rows as it
-would those of the whole sequence, which the caller's exporter vouches for no less than for its own step of one token:
-so it must not look at other rows. That is tried, on random numbers.
+[1, tokens, H] and weights, and what it gives are activations that launches read. A plan computes a prompt in parts and
+an answer row by row, so each row must be what it is without the others: `foreign_model.py` tries that on made-up
+numbers.
 """
 
 from __future__ import annotations

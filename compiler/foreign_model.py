@@ -103,7 +103,8 @@ def _weights(graph: onnx.GraphProto, foreign: Foreign) -> Iterator[ir.Value]:
 
 
 def try_rows(made: SubModel, weights: Sequence[ir.Value], widths: Sequence[int], path: Path) -> str | None:
-    """Run it on made-up rows, all together, in parts, and each alone. Raises CompileError where they differ, or where
+    """Run a sub-model in float32 on made-up rows, all together, in parts, and each alone. Raises CompileError where they
+    differ, or where
     ONNX Runtime does not take it; a note where it could not be tried."""
     named = ", ".join(made.nodes[:3])
     if find_spec("onnxruntime") is None:
@@ -161,8 +162,4 @@ def _session(made: SubModel, named: str, path: Path) -> Any:
 def _run(
     session: Any, made: SubModel, rows: Sequence[NDArray[Any]], fixed: dict[str, NDArray[Any]]
 ) -> list[NDArray[Any]]:
-    """As float32, whatever the plan's type is."""
-    types = {entry.name: entry.type for entry in session.get_inputs()}
-    half = {"tensor(float16)": np.float16}
-    fed = {name: each.astype(half.get(types[name], np.float32)) for name, each in zip(made.inputs, rows, strict=False)}
-    return [np.asarray(each, np.float32) for each in session.run(list(made.outputs), fed | fixed)]
+    return session.run(list(made.outputs), dict(zip(made.inputs, rows, strict=False)) | fixed)

@@ -11,7 +11,7 @@ import dataclasses
 
 from hjgc.compiler.kernels.prefill_choice import range_ends, splits
 from hjgc.compiler.kernels.tiles import choose_decode, scratch
-from hjgc.compiler.program import Network, Program, Step, Tensor
+from hjgc.compiler.program import Network, Program, Step, Tensor, scalar
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import bind_axes
@@ -76,7 +76,7 @@ def step_dims(step: Step) -> dict[str, int]:
     """The letters of the op's axes, but for those that depend on the rows, and what decides how a cache is used."""
     shapes = {role: tensor.shape for role, tensor in step.operands.items()}
     bound = bind_axes(all_ops()[step.op], shapes)
-    chosen = {name: int(step.attributes[name]) for name in ("window", "ring") if name in step.attributes}
+    chosen = {name: int(scalar(step, name)) for name in ("window", "ring") if name in step.attributes}
     return {letter: size for letter, size in bound.items() if isinstance(size, int)} | chosen
 
 
@@ -115,7 +115,7 @@ class _Prompt:
         """The step without its norm, which the maker of its rows does, or a step of its own."""
         operands = dict(step.operands)
         x, gain = operands["x"], operands.pop("norm_weight")
-        epsilon = float(step.attributes["epsilon"])
+        epsilon = scalar(step, "epsilon")
         key = (x.name, gain.name, epsilon)
         if key not in self._normal:
             self._normal[key] = self._normalise(x, gain, epsilon, step)

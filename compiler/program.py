@@ -41,6 +41,13 @@ class Step:
     causes: tuple[tuple[ReasonCode, tuple[str, ...]], ...] = ()
 
 
+def scalar(step: Step, name: str) -> float:
+    """An attribute that is one number."""
+    value = step.attributes[name]
+    assert isinstance(value, int | float), "a number"
+    return float(value)
+
+
 @dataclass(frozen=True)
 class End:
     """A named operand or result of a function: the buffer or value that it is, its ONNX type, its shape as declared."""

@@ -292,10 +292,11 @@ class _Builder:
         self.steps[-1] = replace(self.steps[-1], nodes=made.nodes, island=place, causes=tuple(causes(foreign.why)))
 
     def _island(self, foreign: Foreign, rows: Sequence[Tensor]) -> tuple[SubModel, list[Tensor]]:
-        """It is tried on rows of the widths that it gets."""
+        """It is tried in float32, on rows of the widths that it gets."""
         made, weights = foreign_model(self.model, foreign, self.dtypes.compute)
+        tried, _ = foreign_model(self.model, foreign, "float32")
         widths = [width for tensor in rows if isinstance(width := tensor.shape[-1], int)]
-        note = try_rows(made, weights, widths, self.path)
+        note = try_rows(tried, weights, widths, self.path)
         self.notes += [note] if note else []
         return made, [self.tables.tensor(value, placement="cpu") for value in weights]
 

@@ -47,6 +47,11 @@ ALL_DTYPES: dict[ir.DataType, DType] = {
 NUMPY: dict[DType, type] = {"float32": np.float32, "float16": np.float16}
 
 
+def dtype_of(value: ir.Value) -> DType | None:
+    """A function value's element type, if a buffer can hold it."""
+    return None if value.dtype is None else ALL_DTYPES.get(value.dtype)
+
+
 @dataclass
 class Tables:
     """Collects weights (sources in files) and constants (bytes in the plan). `path` is only for messages."""

@@ -162,7 +162,7 @@ class _Parser:
         return tuple(found)
 
     def _type(self, word: str, arguments: tuple[Node, ...]) -> DType:
-        types = [type_of(argument, self._operands) for argument in arguments]
+        types: list[DType] = [type_of(argument, self._operands) for argument in arguments]
         if word.startswith("cast."):
             return _cast(word, types)
         if word == "where":

@@ -112,6 +112,6 @@ def _segment(segment: StaticSegment | DynamicSegment, span: str) -> str:
     if isinstance(segment, StaticSegment):
         key = ", ".join(segment.key.sizes) or "nothing"
         buckets = f", buckets {list(segment.key.buckets)}" if segment.key.buckets else ""
-    return f"static {span} keyed by {key}{buckets}"
+        return f"static {span} keyed by {key}{buckets}"
     reasons = "; ".join(f"{r.code} ({r.code.sentence}): {' <- '.join(r.chain)}" for r in segment.reasons)
     return f"dynamic {span} because {reasons}"

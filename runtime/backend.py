@@ -175,6 +175,11 @@ class Backend(Protocol):
         locked memory of the host; where the device tells, also what was free at opening and is free now."""
         ...
 
+    def islands(self) -> dict[str, Any] | None:
+        """What the plan's islands cost so far, for the report: runs, seconds, bytes copied each way. None for a plan
+        without any."""
+        ...
+
     def close(self) -> None:
         """Give all memory back."""
         ...

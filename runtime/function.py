@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -14,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import RunError
-from hjgc.plan_format.sizes import Expression, Size, evaluate, spell
+from hjgc.plan_format.sizes import Size, evaluate, spell
 from hjgc.plan_format.structs import DynamicSegment, Plan, Port, Segment
+from hjgc.runtime.arguments import argument, shape_text
 from hjgc.runtime.backend import Rows
 from hjgc.runtime.errors import DeadlineExceeded, SessionClosed
-from hjgc.runtime.islands import BITS, Value, host_value
+from hjgc.runtime.islands import Value, dtype_of_bits, host_value
 
 PHASE = "call"
-ORT_NAMES = {"float": "float32", "double": "float64", "string": "object"}
-"""How ONNX's types are called where numpy calls them otherwise."""
 
 
 class FunctionBackend(Protocol):
@@ -82,9 +79,9 @@ class Function:
         with self._busy:
             if self._closed:
                 raise SessionClosed()
+            self._cancelled.clear()
             rows = self._bind(given)
             self._fill(given, rows)
-            self._cancelled.clear()
             self._run(rows, end)
             self.calls += 1
             return {port.name: self._result(port, rows) for port in self._phase.results}
@@ -121,7 +118,7 @@ class Function:
         if unknown is not None:
             names = ", ".join(map(repr, known)) or "none"
             raise RunError(f"expected inputs among {names}, found {unknown!r}")
-        return {name: _value(port, inputs.get(name)) for name, port in known.items()}
+        return {name: argument(port, inputs.get(name)) for name, port in known.items()}
 
     def _bind(self, given: Mapping[str, Value]) -> tuple[int, ...]:
         """The sizes that these inputs have, in the phase's order. Raises RunError where they disagree."""
@@ -130,7 +127,7 @@ class Function:
         for port in ports:
             shape = np.shape(given[port.name])
             if len(shape) != len(port.shape or ()):
-                wanted = _shape_text(port.shape)
+                wanted = shape_text(port.shape)
                 raise RunError(f"input {port.name!r}: expected {wanted}, found {list(shape)}")
             for axis, size in zip(port.shape or (), shape, strict=True):
                 if isinstance(axis, Size):
@@ -157,7 +154,7 @@ class Function:
                 continue  # a size that no input has by itself
             if wanted != size:
                 named = "" if isinstance(axis, int) or axis is None else f" ({spell(axis)} = {wanted})"
-                problem = f"expected {_shape_text(port.shape)}{named}, found {list(shape)}"
+                problem = f"expected {shape_text(port.shape)}{named}, found {list(shape)}"
                 raise RunError(f"input {port.name!r}: {problem}")
 
     def _fill(self, given: Mapping[str, Value], rows: Rows) -> None:
@@ -219,49 +216,11 @@ class Function:
         self.close()
 
 
-def _shape_text(shape: tuple[Expression | None, ...] | None) -> str:
-    axes = ", ".join("?" if axis is None else spell(axis) for axis in shape or ())
-    return f"[{axes}]"
-
-
-def _value(port: Port, given: Any) -> Value:
-    """The value of an argument, as an array of its type if it is a tensor. Raises RunError."""
-    if not port.type.startswith("tensor("):
-        if given is None and not port.type.startswith("optional("):
-            raise RunError(f"input {port.name!r}: expected {port.type}, found none")
-        return [np.asarray(item) for item in given] if isinstance(given, list | tuple) else given
-    if given is None:
-        raise RunError(f"input {port.name!r}: expected {port.type} {_shape_text(port.shape)}, found none")
-    array, wanted = np.asarray(given), element_type(port.type)
-    if wanted == "object" and array.dtype.kind in "UO":
-        return array
-    same = str(array.dtype) == wanted or (wanted in BITS.values() and str(array.dtype) in ("uint16", "uint8"))
-    if not same:
-        # A plain Python number or list takes the type that is wanted, an array keeps its own.
-        if isinstance(given, np.ndarray | np.generic) or wanted not in np.sctypeDict:
-            raise RunError(f"input {port.name!r}: expected {wanted}, found {array.dtype}")
-        array = array.astype(wanted)
-    return np.ascontiguousarray(array).reshape(array.shape)
-
-
-def element_type(text: str) -> str:
-    """The type that numpy, or ml_dtypes, has for the elements of a `tensor(...)`."""
-    name = text.removeprefix("tensor(").removesuffix(")")
-    return ORT_NAMES.get(name, OTHER_NAMES.get(name, name))
-
-
-OTHER_NAMES = {
-    "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz", "float8e5m2": "float8_e5m2",
-    "float8e5m2fnuz": "float8_e5m2fnuz", "float4e2m1": "float4_e2m1fn", "float8e8m0": "float8_e8m0fnu",
-}  # fmt: skip
-
-
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
     """Of a type that numpy has not, the bits."""
     return array.view(np.uint16) if str(array.dtype) == "bfloat16" else array
 
 
 def _typed(array: NDArray[Any], text: str) -> NDArray[Any]:
-    if text == "tensor(bfloat16)" and find_spec("ml_dtypes") is not None:
-        return array.view(importlib.import_module("ml_dtypes").bfloat16)
-    return array
+    dtype = dtype_of_bits("bfloat16") if text == "tensor(bfloat16)" else None
+    return array if dtype is None else array.view(dtype)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError, RunError
-from hjgc.plan_format.structs import Island
+from hjgc.plan_format.ops.declaration import split_roles
+from hjgc.plan_format.structs import Island, Launch, Operand
 
 Value = Any
 """An array, a list of values, None, or ONNX Runtime's own OrtValue."""
@@ -28,16 +31,18 @@ Stop = Callable[[], bool]
 
 WATCH_SECONDS = 0.005
 """How often a running island is asked whether it shall stop."""
+PROVIDER = "CPUExecutionProvider"
 BFLOAT16 = 16
 """ONNX's number for it: numpy has no such type, its bits travel as uint16."""
 NUMPY_KINDS = frozenset((*range(1, 14), 14, 15))
 """ONNX's numbers of the types that numpy has, text among them."""
 BITS = {
     16: "bfloat16", 17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4",
-    22: "int4", 23: "float4_e2m1fn", 24: "float8_e8m0fnu",
+    22: "int4", 23: "float4_e2m1fn", 24: "float8_e8m0fnu", 25: "uint2", 26: "int2",
 }  # fmt: skip
 """Types that numpy has not, by the name that `ml_dtypes` gives them."""
-HALF_BYTES = (21, 22, 23)
+PACKED = {21: 2, 22: 2, 23: 2, 25: 4, 26: 4}
+"""How many elements lie in a byte, the first in its lowest bits."""
 NOTHING = np.empty(0, np.uint8)
 
 
@@ -56,6 +61,29 @@ class Place:
         return self.memory is not None or self.type.startswith("tensor(")
 
 
+@dataclass
+class Counts:
+    """What islands cost so far: the seconds and bytes of copies are those between a device and the host."""
+
+    islands: int
+    runs: int = 0
+    run_seconds: float = 0.0
+    to_host: int = 0
+    to_device: int = 0
+    copy_seconds: float = 0.0
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "islands": self.islands,
+            "provider": PROVIDER,
+            "runs": self.runs,
+            "run_seconds": round(self.run_seconds, 6),
+            "bytes_to_host": self.to_host,
+            "bytes_to_device": self.to_device,
+            "copy_seconds": round(self.copy_seconds, 6),
+        }
+
+
 class Islands:
     """The islands of one plan, ready to run on the CPU. `close` it. Raises PlanError where ONNX Runtime is missing, or
     does not take a sub-model."""
@@ -66,6 +94,7 @@ class Islands:
             raise PlanError(file.path, problem, field="$.islands", next_step="try pip install 'hjgc[ort]'")
         self.ort: Any = importlib.import_module("onnxruntime")
         self.table = file.plan.islands
+        self.counts = Counts(len(self.table))
         section = file.section("islands")
         self._sessions = [_session(self.ort, file, i, section) for i in range(len(self.table))]
         self._watch = _Watch()
@@ -84,7 +113,7 @@ class Islands:
         for name, place in zip(self.table[number].inputs, inputs, strict=True):
             value = self.wrap(place) if place.get is None else place.get()
             if value is not None:
-                fed[name] = self._wrapped(value) if isinstance(value, np.ndarray) else value
+                fed[name] = wrapped(self.ort, value) if isinstance(value, np.ndarray) else value
         return fed
 
     def wrap(self, place: Place) -> Value:
@@ -92,19 +121,6 @@ class Islands:
         memory = place.memory
         assert memory is not None, "a buffer"
         return ort_value(self.ort, memory, BFLOAT16 if place.dtype == "bfloat16" else None)
-
-    def _wrapped(self, array: NDArray[Any]) -> Value:
-        """An array of the host as ONNX Runtime's own value."""
-        kind = next((kind for kind, name in BITS.items() if name == str(array.dtype)), None)
-        if kind is None:
-            return ort_value(self.ort, array) if array.dtype.kind not in "OU" else array
-        if kind not in HALF_BYTES:
-            return ort_value(self.ort, array.view(np.uint16 if kind == BFLOAT16 else np.uint8), kind)
-        value = self.ort.OrtValue.ortvalue_from_shape_and_type(array.shape, kind)
-        packed = packed_halves(array)
-        if packed.size:
-            ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.size)
-        return value
 
     def _bound(self, number: int, inputs: Sequence[Place], outputs: Sequence[Place]) -> Any:
         """Inputs and outputs where they lie: nothing is copied."""
@@ -165,6 +181,7 @@ class Islands:
         """Whether it ran to its end. While it runs, `stop` is asked from another thread."""
         options = self.ort.RunOptions()
         options.log_severity_level = 4  # what it has to say comes back as an error
+        begun = time.perf_counter()
         try:
             if stop is None:
                 run(options)
@@ -176,6 +193,8 @@ class Islands:
                 return False
             words = " ".join(str(error).split())[:400]
             raise RunError(f"{self._named(number)} failed in ONNX Runtime: {words}") from error
+        self.counts.runs += 1
+        self.counts.run_seconds += time.perf_counter() - begun
         return True
 
     def _named(self, number: int) -> str:
@@ -234,6 +253,13 @@ class _Watch:
             thread.join()
 
 
+def ends(launch: Launch) -> tuple[list[Operand | None], list[Operand | None]]:
+    """What a launch of a tensor op reads and writes, in order; None for what is left out."""
+    given = {operand.role: operand for operand in launch.operands}
+    reads, writes = split_roles(tuple(given))
+    return [given.get(f"x{i}") for i in range(reads)], [given.get(f"y{i}") for i in range(writes)]
+
+
 def named(island: Island) -> str:
     """The island and the first of its nodes."""
     nodes = ", ".join(island.nodes[:5]) + (f" and {len(island.nodes) - 5} more" if len(island.nodes) > 5 else "")
@@ -246,7 +272,7 @@ def _session(ort: Any, file: PlanFile, number: int, section: bytes) -> Any:
     options.log_severity_level = 4
     data = section[island.offset : island.offset + island.length]
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(data, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
         words = " ".join(str(error).split())[:400]
         problem = f"expected a sub-model that ONNX Runtime takes, found {named(island)}: {words}"
@@ -262,6 +288,20 @@ def ort_value(ort: Any, array: NDArray[Any], kind: int | None = None) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
+def wrapped(ort: Any, array: NDArray[Any]) -> Value:
+    """An array of the host as ONNX Runtime's own value; text stays an array."""
+    kind = next((kind for kind, name in BITS.items() if name == str(array.dtype)), None)
+    if kind is None:
+        return ort_value(ort, array) if array.dtype.kind not in "OU" else array
+    if kind not in PACKED:
+        return ort_value(ort, array.view(np.uint16 if kind == BFLOAT16 else np.uint8), kind)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, kind)
+    raw = packed(array, PACKED[kind])
+    if raw.size:
+        ctypes.memmove(value.data_ptr(), raw.ctypes.data, raw.size)
+    return value
+
+
 def host_value(value: Value) -> Value:
     """What the caller gets for a value of the host's: arrays for tensors."""
     if value is None or isinstance(value, list | np.ndarray | dict):
@@ -269,11 +309,21 @@ def host_value(value: Value) -> Value:
     return to_host(value) if value.has_value() else None
 
 
-def packed_halves(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Two elements a byte, the first in the low half."""
-    flat = array.reshape(-1).view(np.uint8) & 15
-    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
-    return (flat[0::2] | flat[1::2] << 4).astype(np.uint8)
+def packed(array: NDArray[Any], count: int) -> NDArray[np.uint8]:
+    """The bytes that hold `count` elements each."""
+    bits = 8 // count
+    flat = array.reshape(-1).view(np.uint8) & ((1 << bits) - 1)
+    whole = np.append(flat, np.zeros(-flat.size % count, np.uint8)).reshape(-1, count)
+    return np.bitwise_or.reduce(whole << _shifts(count), axis=1, dtype=np.uint8)
+
+
+def _shifts(count: int) -> NDArray[np.uint8]:
+    return np.arange(0, 8, 8 // count, dtype=np.uint8)
+
+
+def dtype_of_bits(name: str) -> np.dtype[Any] | None:
+    """A type that numpy has not, if `ml_dtypes` is installed."""
+    return None if find_spec("ml_dtypes") is None else np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
 
 
 def to_host(value: Any) -> NDArray[Any]:
@@ -291,11 +341,13 @@ def from_bits(raw: NDArray[np.uint8], kind: int, shape: tuple[int, ...]) -> NDAr
     name = BITS.get(kind)
     if name is None:
         raise RunError(f"expected elements that an array can hold, found ONNX type {kind}")
-    if find_spec("ml_dtypes") is None:
-        return raw if kind in HALF_BYTES else raw.view(np.uint16 if kind == BFLOAT16 else np.uint8).reshape(shape)
-    dtype = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
-    if kind not in HALF_BYTES:
+    dtype = dtype_of_bits(name)
+    if dtype is None:
+        return raw if kind in PACKED else raw.view(np.uint16 if kind == BFLOAT16 else np.uint8).reshape(shape)
+    if kind not in PACKED:
         return raw.view(dtype).reshape(shape)
-    halves = np.stack((raw & 15, raw >> 4), axis=1).reshape(-1)[: int(np.prod(shape))]
-    signed = np.where(halves > 7, halves.astype(np.int8) - 16, halves) if name == "int4" else halves
-    return (halves.view(dtype) if name.startswith("float") else signed.astype(dtype)).reshape(shape)
+    count = PACKED[kind]
+    top = 1 << (8 // count - 1)
+    found = (raw[:, None] >> _shifts(count) & (2 * top - 1)).reshape(-1)[: math.prod(shape)]
+    signed = (found ^ top).astype(np.int8) - top if name.startswith("int") else found
+    return (found.view(dtype) if name.startswith("float") else signed.astype(dtype)).reshape(shape)

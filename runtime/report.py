@@ -109,6 +109,8 @@ def flat_numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
         place = [str(entry[name]) for name in ("phase", "schedule", "segment", "key") if name in entry]
         counters = {name: value for name, value in entry.items() if name not in ("segment", "key")}
         numbers.update(_prefixed(".".join(["segment", *place]), counters))
+    if report["islands"] is not None:
+        numbers.update(_prefixed("islands", report["islands"]))
     if report["code"] is not None:
         numbers["code.fallback"] = int(report["code"]["fallback"])
         numbers["code.swaps"] = len(report["code"]["swaps"])

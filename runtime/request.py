@@ -279,6 +279,8 @@ def _why_not_ahead(
         return "logits"
     if functions:
         return "host_function"
+    if backend.islands() is not None:
+        return "island"
     return None if backend.asynchronous else "synchronous_device"
 
 

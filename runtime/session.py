@@ -113,10 +113,11 @@ class Session:
 
     def report(self) -> dict[str, Any]:
         """Every segment with its state, hits, bytes and reasons, the worker, the budget, the requests, the steps
-        launched ahead, the memory, the code that serves and what was built since: JSON-able."""
+        launched ahead, the memory, what islands cost, the code that serves and what was built since: JSON-able."""
         memory = self._backend.memory()
         report = make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns, memory)
-        return {**report, "code": None if self._supply is None else self._supply.report()}
+        code = None if self._supply is None else self._supply.report()
+        return {**report, "islands": self._backend.islands(), "code": code}
 
     def trace(self) -> Trace:
         """A trace of what the session does from its `start` on, or within its `with` block, to be saved as a timeline:

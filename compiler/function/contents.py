@@ -188,8 +188,8 @@ def _binary(operation: Callable[[Expression, Expression], Expression]) -> Callab
     def rule(node: _Node) -> Contents:
         left, right = np.broadcast_arrays(node.contents(0), node.contents(1))
         found = np.empty(left.shape, object)
-        for place in np.ndindex(left.shape):
-            found[place] = operation(left[place], right[place])
+        for place, one, other in zip(np.ndindex(left.shape), left.flat, right.flat, strict=True):
+            found[place] = operation(one, other)
         return found
 
     return rule

@@ -17,7 +17,7 @@ from hjgc.compiler.function import contents
 from hjgc.compiler.function.contents import Contents
 from hjgc.compiler.program import Step, Tensor
 from hjgc.compiler.rules.rule import node_name
-from hjgc.compiler.tables import ALL_DTYPES, Tables
+from hjgc.compiler.tables import ALL_DTYPES, Tables, dtype_of
 from hjgc.plan_format import dims
 from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.elementwise import number
@@ -105,8 +105,9 @@ class Context:
             return self.tables.tensor(value)
         found = self.known.get(value)
         whole = None if found is None else contents.numbers(found)
-        if found is not None and whole is not None and value.dtype in ALL_DTYPES:
-            return self.tables.whole_numbers(value.name or "sizes", whole, found.shape, ALL_DTYPES[value.dtype])
+        dtype = dtype_of(value)
+        if found is not None and whole is not None and dtype is not None:
+            return self.tables.whole_numbers(value.name or "sizes", whole, found.shape, dtype)
         if maker is not None and found is not None:
             why = self.lower(maker)
             return self.held[value] if why is None else HostOnly(why)

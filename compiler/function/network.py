@@ -9,13 +9,13 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import Sequential, common
 
-import hjgc.compiler.function.rules  # noqa: F401 (registers the rules)
 from hjgc.compiler.function import contents, islands, types
 from hjgc.compiler.function.islands import Group, Partition, SubModel, clean
 from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
+from hjgc.compiler.function.rules import register_all
 from hjgc.compiler.options import DEFAULT_SIZE, Options
 from hjgc.compiler.program import End, Network, Program, Step, Tensor
-from hjgc.compiler.tables import ALL_DTYPES, Tables
+from hjgc.compiler.tables import Tables, dtype_of
 from hjgc.plan_format import dims
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.reasons import ReasonCode
@@ -48,6 +48,7 @@ def normalise(model: ir.Model, path: Path) -> ir.Model:
 
 def build_function(model: ir.Model, options: Options, path: Path) -> tuple[Network, list[Path]]:
     """The network and the weight files it names. Raises CompileError, InputError."""
+    register_all()
     return _Function(model, options, path).network()
 
 
@@ -124,13 +125,13 @@ class _Function:
     def _argument(self, value: ir.Value) -> End:
         """What the caller gives: in a buffer, if one can hold it."""
         text = types.type_text(value)
-        shape = self._argument_shape(value)
-        if shape is None or value.dtype not in ALL_DTYPES:
-            why = NotNative(ReasonCode.HOST_TYPE, f"its operand is of type {text}, of no known rank" if shape is None
-                            else f"its operand is of type {text}", value.name or "")  # fmt: skip
+        shape, dtype = self._argument_shape(value), dtype_of(value)
+        if shape is None or dtype is None:
+            rank = ", of no known rank" if shape is None else ""
+            why = NotNative(ReasonCode.HOST_TYPE, f"its operand is of type {text}{rank}", value.name or "")
             self.context.held[value] = HostOnly(why)
             return End(value.name or "", self._host_value(value), text, shape)
-        tensor = Tensor(self._value_name(value), "buffer", ALL_DTYPES[value.dtype], shape)
+        tensor = Tensor(self._value_name(value), "buffer", dtype, shape)
         self.context.held[value] = tensor
         return End(value.name or "", tensor, text, shape)
 
@@ -164,13 +165,14 @@ class _Function:
     def _from_island(self, value: ir.Value) -> Tensor | HostOnly:
         """A buffer where its type and shape are known before."""
         shape = types.axes(value, lambda text: types.spelt_dimension(text, self.sizes.known))
-        if value.dtype not in ALL_DTYPES:
+        dtype = dtype_of(value)
+        if dtype is None:
             return HostOnly(NotNative(ReasonCode.HOST_TYPE, f"of type {types.type_text(value)}", value.name or ""))
         known = tuple(axis for axis in shape or () if axis is not None)
         if shape is None or len(known) != len(shape) or len(shape) > 8 or not self.context.fits(known):
             why = "the shape of its operand is not known before"
             return HostOnly(NotNative(ReasonCode.DATA_DEPENDENT_SHAPE, why, value.name or ""))
-        return Tensor(self._value_name(value), "buffer", ALL_DTYPES[value.dtype], tuple(map(dims.canonical, known)))
+        return Tensor(self._value_name(value), "buffer", dtype, tuple(map(dims.canonical, known)))
 
     def _results(self) -> tuple[list[End], list[Step]]:
         """What the caller gets. What lies elsewhere than in a buffer of its own is copied into one."""

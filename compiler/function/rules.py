@@ -1,37 +1,18 @@
-"""Which rules lower ONNX nodes? Importing this module registers all of them."""
+"""Which modules hold rules that lower ONNX nodes?"""
 
-from hjgc.compiler.function import (
-    arithmetic,
-    attention,
-    choosing,
-    einsum,
-    filling,
-    losses,
-    norms,
-    padding,
-    products,
-    quantising,
-    reductions,
-    resizing,
-    scattering,
-    shapes,
-    windows,
-)
+from __future__ import annotations
 
-__all__ = [
-    "arithmetic",
-    "attention",
-    "choosing",
-    "einsum",
-    "filling",
-    "losses",
-    "norms",
-    "padding",
-    "products",
-    "quantising",
-    "reductions",
-    "resizing",
-    "scattering",
-    "shapes",
-    "windows",
-]
+from functools import cache
+from importlib import import_module
+
+MODULES = (
+    "arithmetic", "attention", "choosing", "einsum", "filling", "losses", "norms", "padding", "products", "quantising",
+    "reductions", "resizing", "scattering", "shapes", "windows",
+)  # fmt: skip
+
+
+@cache
+def register_all() -> None:
+    """Importing a module adds its rules to `lowering.RULES`."""
+    for name in MODULES:
+        import_module(f"hjgc.compiler.function.{name}")

@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from hjgc.plan_format.codec import PlanFile
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ops import all_ops
-from hjgc.plan_format.ops.declaration import Op, split_roles
+from hjgc.plan_format.ops.declaration import Op
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import DTypes, IslandCall, Launch, Operand, Phase
 from hjgc.runtime.backend import Callback, Ids, MemoryRef, Rows, digest_of
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
-from hjgc.runtime.islands import IslandRun, Islands, Place, Value
+from hjgc.runtime.islands import IslandRun, Islands, Place, Value, ends
 from hjgc.runtime.parameters import Parameters
 
 CALL_BYTES = 1024
@@ -105,8 +106,20 @@ class CpuBackend:
                     if not self._bind_island(self._phases[phase], number, tokens).run(stop):
                         return False
                 else:
-                    self._bind(self._phases[phase], number, tokens)()
+                    self._run_launch(self._phases[phase], number, tokens)
         return True
+
+    def _run_launch(self, phase: Phase, number: int, tokens: Rows) -> None:
+        """Raises RunError for a launch of a function that cannot be computed with these numbers."""
+        call = self._bind(phase, number, tokens)
+        if phase.entry != "function":
+            call()
+            return
+        try:
+            call()
+        except Exception as error:  # an index out of range, memory that is not there
+            launch, words = phase.launches[number], " ".join(str(error).split())[:400]
+            raise RunError(f"launch {launch.name!r} ({launch.op}) failed: {words}") from error
 
     def tensor(self, phase: str, index: int, tokens: Rows) -> NDArray[Any]:
         """A buffer of a function's, as an array that shares its memory; of bfloat16 as uint16."""
@@ -180,6 +193,9 @@ class CpuBackend:
         tables = (table for name, table in self._tables.items() if name != "parameters")
         lasting = sum(tensor.nbytes for table in tables for tensor in table) + self._parameters.data.nbytes
         return {"lasting": lasting, "arena": self._arena.nbytes, "graphs": self._graph_bytes, "staging": 0}
+
+    def islands(self) -> dict[str, Any] | None:
+        return None if self._islands is None else self._islands.counts.as_data()
 
     def close(self) -> None:
         if self._islands is not None:
@@ -269,13 +285,6 @@ class CpuBackend:
         if self._plan.states[ref.index].kind == "full_cache":
             return tensor[:, start : start + tokens]
         return tensor
-
-
-def ends(launch: Launch) -> tuple[list[Operand | None], list[Operand | None]]:
-    """What a launch of a tensor op reads and writes, in order; None for what is left out."""
-    given = {operand.role: operand for operand in launch.operands}
-    reads, writes = split_roles(tuple(given))
-    return [given.get(f"x{i}") for i in range(reads)], [given.get(f"y{i}") for i in range(writes)]
 
 
 def island_launches(phase: Phase) -> frozenset[int]:

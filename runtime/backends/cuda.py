@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, diges
 from hjgc.runtime.backends.cuda_code import Code
 from hjgc.runtime.backends.cuda_digest import Digests
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, DriverError, Handle
+from hjgc.runtime.backends.cuda_islands import DeviceIslands, island_groups
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 from hjgc.runtime.backends.cuda_parameters import Parameters, room_needed
@@ -91,6 +93,12 @@ class CudaBackend:
             data = constants[constant.offset : constant.offset + constant.length]
             self._memory.write(self._memory.address("constant", i), data)
         load_weights(self._driver, self._plan, file.path, weights, self._memory)
+        self._island_groups: dict[tuple[str, tuple[int, ...]], tuple[tuple[bool, tuple[int, ...]], ...]] = {}
+        self._islands: DeviceIslands | None = None
+        if self._plan.islands:
+            self._islands = DeviceIslands(self._driver, file, weights, self._memory, self._stream)
+            self._undo.append(self._islands.close)
+            self._undo.append(lambda: self._driver.wait(self._stream))
         self._driver.wait(self._stream)
 
     def _bound(self, target: str) -> Kernels:
@@ -156,7 +164,38 @@ class CudaBackend:
         ahead: int | None = None,
     ) -> bool:
         self._driver.make_current()
-        return self._chain(phase, tuple(launches)).run(tokens, stop, ahead)
+        if self._islands is None:
+            return self._chain(phase, tuple(launches)).run(tokens, stop, ahead)
+        return all(
+            self._run_group(phase, *group, tokens, stop, ahead) for group in self._groups(phase, tuple(launches))
+        )
+
+    def _run_group(
+        self,
+        phase: str,
+        foreign: bool,
+        launches: tuple[int, ...],
+        tokens: int,
+        stop: Callable[[], bool] | None,
+        ahead: int | None,
+    ) -> bool:
+        """Launches of one kind: whether all ran."""
+        if not foreign:
+            return self._chain(phase, launches).run(tokens, stop, ahead)
+        assert self._islands is not None, "a plan with islands"
+        for number in launches:
+            if (stop is not None and stop()) or not self._islands.run(self._plan.phase(phase), number, tokens, stop):
+                return False
+        return True
+
+    def _groups(self, phase: str, launches: tuple[int, ...]) -> tuple[tuple[bool, tuple[int, ...]], ...]:
+        key = (phase, launches)
+        if key not in self._island_groups:
+            self._island_groups[key] = island_groups(self._plan.phase(phase), launches)
+        return self._island_groups[key]
+
+    def islands(self) -> dict[str, Any] | None:
+        return None if self._islands is None else self._islands.report()
 
     def _chain(self, phase: str, launches: tuple[int, ...]) -> Chain:
         chain = self._chains.get((phase, launches))
@@ -331,12 +370,13 @@ class CudaBackend:
         if not self._undo:
             return {}
         plan, tokens = self._plan, 0 if self._tokens is None else self._tokens.bytes
-        lasting = sum(part.bytes for part in (*plan.weights, *plan.states)) + plan.parameters.bytes
+        on_device = [weight for weight in plan.weights if weight.placement == "device"]
+        lasting = sum(part.bytes for part in (*on_device, *plan.states)) + plan.parameters.bytes
         return {
             "lasting": lasting + sum(constant.length for constant in plan.constants),
             "arena": plan.arena_bytes,
             "graphs": self._graph_bytes,
-            "staging": self._uploads.bytes + tokens,
+            "staging": self._uploads.bytes + tokens + (0 if self._islands is None else self._islands.staging.nbytes),
             "staging_to_load": STAGING_BYTES,
             "free_at_open": self._free_at_open,
             **self._free(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError
-from hjgc.plan_format.structs import BuiltCode, HostCall, Plan, RowsCall, TemplateCall
+from hjgc.plan_format.structs import BuiltCode, HostCall, IslandCall, Plan, RowsCall, TemplateCall
 from hjgc.runtime.backends.cuda_driver import Driver, DriverError, Handle
 
 PARAMETER_BYTES = {"pointer": 8, "scratch": 8, "int32": 4, "int64": 8, "float32": 4, "tensor_map": 128}
@@ -111,7 +111,7 @@ class Code:
 
 
 def check_target(file: PlanFile, plan: Plan, target: str) -> None:
-    """Every launch must be a kernel of this device's, or the host's. Raises PlanError."""
+    """Every launch must be a kernel of this device's, the host's, or an island. Raises PlanError."""
     if target not in plan.targets:
         raise PlanError(
             file.path,
@@ -122,6 +122,6 @@ def check_target(file: PlanFile, plan: Plan, target: str) -> None:
     for phase in plan.phases:
         for launch in phase.launches:
             kernel = launch.kernels[target]
-            if not isinstance(kernel, TemplateCall | RowsCall | HostCall):
+            if not isinstance(kernel, TemplateCall | RowsCall | HostCall | IslandCall):
                 problem = f"expected a kernel, found a {type(kernel).__name__}, which does not run on CUDA"
                 raise PlanError(file.path, problem, field=f"{phase.name}/{launch.name}")

@@ -38,7 +38,8 @@ class DeviceMemory:
 
     def __init__(self, driver: Driver, plan: Plan, stream: Handle) -> None:
         self._driver, self._plan, self._stream = driver, plan, stream
-        pieces: list[tuple[str, int, int]] = [("weight", i, weight.bytes) for i, weight in enumerate(plan.weights)]
+        on_device = [(i, weight) for i, weight in enumerate(plan.weights) if weight.placement == "device"]
+        pieces: list[tuple[str, int, int]] = [("weight", i, weight.bytes) for i, weight in on_device]
         pieces += [("constant", i, constant.length) for i, constant in enumerate(plan.constants)]
         histories = [i for i, state in enumerate(plan.states) if state.kind == "token_history"]
         others = [i for i in range(len(plan.states)) if i not in histories]

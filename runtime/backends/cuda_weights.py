@@ -189,6 +189,8 @@ def _transpose(source: Bytes, target: Bytes, size: int, rows: int, columns: int)
 def cut_weights(plan: Plan, memory: DeviceMemory) -> Iterator[Piece]:
     """Every weight in pieces that fit into a slot, in the order of the plan and of the files."""
     for index, weight in enumerate(plan.weights):
+        if weight.placement != "device":  # an island's, which the host keeps
+            continue
         address = memory.address("weight", index)
         for source in weight.sources:
             cut = _cut_quantised if source.blocks is not None else _cut_transposed if source.transpose else _cut

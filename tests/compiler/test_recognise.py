@@ -28,6 +28,7 @@ ATTENTION = "model.layers.0.self_attn"
 HEADS_TOGETHER = "node model.layers.0.self_attn/Reshape_3"
 NOT_OURS = "of causal attention with rotated heads, seen with"
 MLP = "model.layers.0.mlp"
+POST = "model.layers.0.post_attention_layernorm"
 
 
 def steps(plan: Plan) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
@@ -120,13 +121,7 @@ def planted_sum(graph: ir.Graph) -> None:
     axis = ir.Value(name="planted.axis", const_value=ir.tensor(np.array(1, np.int64), name="planted.axis"))
     axis.dtype, axis.shape = ir.DataType.INT64, ir.Shape([])
     graph.register_initializer(axis)
-    insert(
-        graph,
-        "CumSum",
-        "model.layers.0/Add",
-        "model.layers.0.post_attention_layernorm/RMSNormalization",
-        ("planted.axis",),
-    )
+    insert(graph, "CumSum", "model.layers.0/Add", f"{POST}/RMSNormalization", ("planted.axis",))
 
 
 def hidden_state_given_out(graph: ir.Graph) -> None:

@@ -189,6 +189,9 @@ class FakeDevice:
     def read_logits(self) -> NDArray[np.float32]:
         return self._state("logits").view("<f4").astype(np.float32)
 
+    def islands(self) -> None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

@@ -1,0 +1,76 @@
+"""On the GPU, does ONNX Runtime compute its islands between graphs, and is what that costs counted?"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from hjgc.compiler import compile_model
+from hjgc.runtime.opening import open_session
+from tests.compiler.test_foreign import in_every_layer
+from tests.gpu.served import answered, checkpoint, prompt, target
+
+CONTEXT, LENGTHS, STEPS = 1024, (1, 5, 33, 200, 620), 12
+LAYERS, VOCABULARY = 2, 199
+
+
+@cache
+def plan_with_islands(dtype: str, device: str) -> Path:
+    """The network with an operator in each layer that no launch computes."""
+    folder = checkpoint("gqa", dtype)
+    model = ir.load(folder / "model.onnx")
+    in_every_layer("Elu")(model.graph)
+    ir.save(model, folder / "islands.onnx")
+    options: dict[str, Any] = {"targets": (device,), "context": CONTEXT, "kind": "decoder"}
+    options |= {"dtype": dtype} if device != "cpu" else {}
+    return compile_model(folder / "islands.onnx", folder / f"islands-{device}-{dtype}.hjg", **options).path
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_logits_are_those_of_the_cpus_plan(dtype: str) -> None:
+    found: list[list[np.ndarray[Any, Any]]] = []
+    for device in ("cpu", target()):
+        with open_session(plan_with_islands(dtype, device), device=device) as session:
+            found.append([answered(session, prompt(length, VOCABULARY), 1)[0][0] for length in LENGTHS])
+    for expected, made in zip(*found, strict=True):
+        assert np.abs(expected - made).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.gpu
+def test_graphs_around_islands_give_the_same_bits_as_plain_launches() -> None:
+    path = plan_with_islands("float16", target())
+    with open_session(path, capture=False) as session:
+        plain = [answered(session, prompt(length, VOCABULARY), STEPS) for length in LENGTHS]
+    with open_session(path) as session:
+        for length in LENGTHS:
+            answered(session, prompt(length, VOCABULARY), STEPS)
+        assert session.wait_captured(120)
+        for length, (rows, tokens) in zip(LENGTHS, plain, strict=True):
+            again, chosen = answered(session, prompt(length, VOCABULARY), STEPS)
+            assert tokens == chosen
+            assert all(one.tobytes() == other.tobytes() for one, other in zip(rows, again, strict=True))
+        report = session.report()
+    served = [e for e in report["segments"] if e["kind"] == "static" and e["schedule"] == "default" and e["hits"]]
+    assert served and {entry["state"] for entry in served} == {"PROMOTED"}
+
+
+@pytest.mark.gpu
+def test_the_report_counts_runs_and_the_bytes_that_cross() -> None:
+    with open_session(plan_with_islands("float16", target()), capture=False) as session:
+        answered(session, prompt(5, VOCABULARY), 3)
+        report = session.report()
+    islands = report["islands"]
+    assert islands["islands"] == LAYERS and islands["runs"] == LAYERS * (1 + 3)
+    phase = session.plan.phase("decode")
+    island = next(launch for launch in phase.launches if launch.op == "island")
+    sizes = [phase.buffers[o.index].shape[-1] for o in island.operands if o.access == "read"]
+    rows = 5 + 3  # a prompt of five, then three tokens
+    assert islands["bytes_to_host"] == LAYERS * rows * sum(int(size) for size in sizes) * 2  # type: ignore[arg-type]
+    assert islands["bytes_to_device"] > 0 and islands["copy_seconds"] > 0 and islands["run_seconds"] > 0
+    assert report["launch_ahead"]["steps"] == 0 and report["launch_ahead"]["off"].keys() <= {"island", "logits"}
