@@ -16,6 +16,7 @@ import onnx_ir as ir
 from hjgc.compiler.function.islands import Group, Partition, used_values
 from hjgc.compiler.function.lowering import NotNative, unknown_operator
 from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, node_name, source_nodes, static_shape
+from hjgc.plan_format.reasons import ReasonCode
 
 ISLAND = "Island"
 ROW_WORDS: Mapping[str, int] = {
@@ -29,34 +30,72 @@ READS: Mapping[str, tuple[int, ...]] = {
 """Our words that read rows, and in which operands."""
 
 
+TOKENS = "tokens"
+Axes = tuple[int | str, ...]
+"""Sizes: numbers, or TOKENS for the rows of a call."""
+
+
+READERS = ("Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements")
+CHOOSERS = ("TopK", "ArgMax", "ArgMin", "NonZero")
+
+
 @dataclass(frozen=True)
 class Foreign:
-    """Nodes that an island computes: what it takes and gives, in order, and how many columns each result has."""
+    """Nodes that an island computes: what it takes and gives, in order, and how many columns each result has. Of nodes
+    in `sizes` that look at the shape of a model's input, what they find."""
 
     nodes: tuple[ir.Node, ...]
     inputs: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
     columns: tuple[int, ...]
+    sizes: Mapping[ir.Node, Axes]
     why: Mapping[ir.Node, NotNative]
 
 
-def lift_foreign(model: ir.Model, leftovers: Sequence[ir.Node]) -> list[Foreign] | str:
+def lift_foreign(model: ir.Model, leftovers: Sequence[ir.Node], ids: ir.Value) -> list[Foreign] | str:
     """Put an `Island` in place of the nodes that no rule covers. What stands in the way, if they cannot be: nothing is
-    changed then."""
+    changed then. What follows from the number of tokens alone, every island computes for itself."""
     _name_values(leftovers)
-    own = set(leftovers)
-    words = [node for node in model.graph if node not in own]
+    sizes = _size_nodes(leftovers, ids)
+    running = [node for node in leftovers if node not in sizes]
+    words = {node for node in model.graph if node not in set(leftovers)}
     found: list[Foreign] = []
-    partition = Partition(model.graph, leftovers, own, lambda value: None)
+    partition = Partition(model.graph, running, set(running), lambda value: None, words)
     for group in partition.order():
         assert isinstance(group, Group), "all of them are foreign"
-        made = _foreign(group, set(words), partition)
+        made = _foreign(group, words, sizes, partition)
         if isinstance(made, str):
             return made
         found.append(made)
     for number, foreign in enumerate(found):
         _replace(model, foreign, number)
+    model.graph.remove(leftovers)
     return found
+
+
+def _size_nodes(nodes: Sequence[ir.Node], ids: ir.Value) -> dict[ir.Node, Axes]:
+    """Those that depend on nothing but sizes of the batch, which is 1, and of the call. Of a node that looks at a shape
+    what it finds; of one that computes with sizes nothing."""
+    found: dict[ir.Node, Axes] = {}
+    for node in nodes:
+        operands = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        seen = _seen_axes(node, ids)
+        if seen or (operands and all(value.producer() in found for value in operands)):
+            found[node] = seen
+    return found
+
+
+def _seen_axes(node: ir.Node, ids: ir.Value) -> Axes:
+    """The axes of a model's input that a Shape node gives, if those are known."""
+    value = node.inputs[0] if node.op_type == "Shape" else None
+    if value is None or not value.is_graph_input() or value.shape is None or ids.shape is None:
+        return ()
+    named = dict(zip(map(str, reversed(ids.shape)), (TOKENS, 1), strict=False))
+    attributes = node.attributes
+    part = slice(attributes.get_int("start", 0), attributes.get_int("end", len(value.shape)))
+    axes = [axis if isinstance(axis, int) else named.get(str(axis)) for axis in tuple(value.shape)[part]]
+    known = tuple(axis for axis in axes if axis is not None)
+    return known if len(known) == len(axes) else ()
 
 
 def _name_values(nodes: Sequence[ir.Node]) -> None:
@@ -67,9 +106,11 @@ def _name_values(nodes: Sequence[ir.Node]) -> None:
             value.name = f"rows.{number}"
 
 
-def _foreign(group: Group, words: set[ir.Node], partition: Partition) -> Foreign | str:
-    own = set(group.nodes)
-    inputs = [v for v in dict.fromkeys(v for node in group.nodes for v in used_values(node)) if v.producer() not in own]
+def _foreign(group: Group, words: set[ir.Node], sizes: Mapping[ir.Node, Axes], partition: Partition) -> Foreign | str:
+    nodes = [*group.helpers, *group.nodes]
+    own = set(nodes)
+    reading = [node for node in nodes if not sizes.get(node)]
+    inputs = [v for v in dict.fromkeys(v for node in reading for v in used_values(node)) if v.producer() not in own]
     taken = [value for value in inputs if not value.is_initializer()]
     for value in taken:
         problem = _no_rows(value)
@@ -84,8 +125,34 @@ def _foreign(group: Group, words: set[ir.Node], partition: Partition) -> Foreign
         columns.append(width)
     if not taken:
         return f"{node_name(group.nodes[0])} reads no activation"
-    why = {node: unknown_operator(node) for node in group.nodes}
-    return Foreign(tuple(group.nodes), tuple(taken), tuple(outputs), tuple(columns), why)
+    why = {node: _why(node, own) for node in group.nodes}
+    found = {node: axes for node in nodes if (axes := sizes.get(node))}
+    return Foreign(tuple(nodes), tuple(taken), tuple(outputs), tuple(columns), found, why)
+
+
+def _why(node: ir.Node, own: set[ir.Node]) -> NotNative:
+    """Why no launch computes the node: it may read what another node chooses, as experts are by their router."""
+    chooser = _chooser(node, own) if node.op_type in READERS else None
+    if chooser is None:
+        return unknown_operator(node)
+    chosen = next((value.name for value in chooser.inputs if value is not None), None)
+    why = f"what it reads is chosen by ONNX node {node_name(chooser)}, {chooser.op_type}"
+    return NotNative(ReasonCode.DATA_DEPENDENT_ADDRESS, why, chosen or "")
+
+
+def _chooser(node: ir.Node, own: set[ir.Node]) -> ir.Node | None:
+    """The node of these that the numbers come from by which the node reads."""
+    waiting, met = [value for value in node.inputs[1:2] if value is not None], set[ir.Value]()
+    while waiting:
+        value = waiting.pop()
+        maker = value.producer()
+        if maker is None or maker not in own or value in met:
+            continue
+        if maker.op_type in CHOOSERS:
+            return maker
+        met.add(value)
+        waiting += [operand for operand in maker.inputs if operand is not None]
+    return None
 
 
 def _no_rows(value: ir.Value) -> str:
@@ -151,4 +218,3 @@ def _replace(model: ir.Model, foreign: Foreign, number: int) -> None:
         for user, place in tuple(theirs.uses()):
             if user not in own and user is not made:
                 user.replace_input_with(place, mine)
-    model.graph.remove(foreign.nodes)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from hjgc.compiler.foreign import Foreign
+from hjgc.compiler.foreign import TOKENS, Axes, Foreign
 from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, used_values
 from hjgc.compiler.rules.rule import FLOATS, is_op, source_nodes
 from hjgc.compiler.tables import read_tensor
@@ -49,9 +49,11 @@ def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubM
     for value in foreign.inputs:
         graph.input.append(helper.make_tensor_value_info(f"{value.name}.in", kind, ["rows", None]))
         graph.node.extend(_entering(value.name or ""))
+    first = graph.input[0].name
     weights = list(_weights(graph, foreign))
     for node in foreign.nodes:
-        graph.node.extend(_spelt(node))
+        axes = foreign.sizes.get(node)
+        graph.node.extend(_spelt(node) if axes is None else _sizes(node.outputs[0].name or "", axes, first))
     names: list[str] = []
     for value in foreign.outputs:
         names.append(f"{value.name}.out")
@@ -66,6 +68,19 @@ def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubM
 def _entering(name: str) -> Iterator[onnx.NodeProto]:
     yield helper.make_node("Cast", [f"{name}.in"], [f"{name}.wide"], to=TensorProto.FLOAT)
     yield helper.make_node("Unsqueeze", [f"{name}.wide", "rows.axis"], [name])
+
+
+def _sizes(result: str, axes: Axes, rows: str) -> Iterator[onnx.NodeProto]:
+    """What a Shape node finds, from the rows of this call."""
+    parts: list[str] = []
+    for i, axis in enumerate(axes):
+        parts.append(f"{result}.{i}")
+        if axis == TOKENS:
+            yield helper.make_node("Shape", [rows], [parts[-1]], end=1)
+        else:
+            number = helper.make_tensor("number", TensorProto.INT64, [1], [axis])
+            yield helper.make_node("Constant", [], [parts[-1]], value=number)
+    yield helper.make_node("Concat", parts, [result], axis=0)
 
 
 def _leaving(name: str, result: str, kind: int) -> Iterator[onnx.NodeProto]:
@@ -104,8 +119,7 @@ def _weights(graph: onnx.GraphProto, foreign: Foreign) -> Iterator[ir.Value]:
 
 def try_rows(made: SubModel, weights: Sequence[ir.Value], widths: Sequence[int], path: Path) -> str | None:
     """Run a sub-model in float32 on made-up rows, all together, in parts, and each alone. Raises CompileError where they
-    differ, or where
-    ONNX Runtime does not take it; a note where it could not be tried."""
+    differ, or where ONNX Runtime does not take it; a note where it could not be tried."""
     named = ", ".join(made.nodes[:3])
     if find_spec("onnxruntime") is None:
         problem = "expected onnxruntime, which is to compute what no launch of ours does, found it not installed"

@@ -156,10 +156,13 @@ def _leave_to_islands(
     leftovers = [node for node in model.graph if not _is_covered(node)]
     if not leftovers:
         return ()
-    if not attention.intersection(leftovers):
-        found = lift_foreign(model, leftovers)
+    alone = ""
+    others = {note.node for note in journal.notes.values() if note.rule == ATTENTION}
+    if not any(node_name(node) in others for node in leftovers):  # what attends in another way looks at other rows
+        found = lift_foreign(model, leftovers, ids)
         if not isinstance(found, str):
             return tuple(found)
+        alone = f"; ONNX Runtime cannot compute it between launches: {found}"
     why = _reasons(journal)
     refused = {note.node: note.rule for note in journal.notes.values() if note.rule in (ATTENTION, PARTS)}
     numbers = _of_numbers(model, ids) - {node for node in attention if has_meaning(node)}
@@ -170,7 +173,8 @@ def _leave_to_islands(
     raise CompileError(
         path,
         f"expected an operator that a rule covers, found {node.domain or 'ai.onnx'}.{node.op_type}{near}"
-        + written_by(model),
+        + written_by(model)
+        + alone,
         field=f"node {node_name(node)}",
         next_step="export the model with `hjgc export`, or report this graph",
     )

@@ -116,6 +116,9 @@ def _atom(operation: Operation, left: Expression, right: Expression, atoms: dict
     if isinstance(left, int) and isinstance(right, int) and (operation != "ceil_div" or right):
         value = apply(operation, left, right)
         return {(): value} if value else {}
+    exact = divide(left, right) if operation == "ceil_div" else None
+    if exact is not None:
+        return _sum(exact, atoms)
     whole = Binary(operation, left, right)
     atoms[spell(whole)] = whole
     return {(spell(whole),): 1}

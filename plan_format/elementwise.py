@@ -21,8 +21,9 @@ from hjgc.plan_format.dtypes import DType
 MAX_PARTS = 256
 MAX_DEPTH = 64
 MAX_OPERANDS = 16
-TOKEN = re.compile(r"\s*([A-Za-z_][\w.]*(?::-?(?:inf|nan|\d[\w.+-]*))?|[(),])")
-LITERAL = re.compile(r"-?(inf|nan|\d+(\.\d+)?(e[+-]?\d+)?)")
+MAX_WORD = 64
+TOKEN = re.compile(r" *([A-Za-z_][\w.]*(?::-?(?:inf|nan|\d[\w.+-]*))?|[(),])", re.ASCII)
+LITERAL = re.compile(r"-?(inf|nan|\d+(\.\d+)?(e[+-]?\d+)?)", re.ASCII)
 
 Kind = Literal["float", "signed", "number", "integer", "bool", "any"]
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -198,7 +199,7 @@ def _tokens(text: str) -> Iterator[str]:
     while place < len(text):
         match = TOKEN.match(text, place)
         count += 1
-        if match is None or count > 4 * MAX_PARTS:
+        if match is None or count > 4 * MAX_PARTS or len(match.group(1)) > MAX_WORD:
             raise ValueError(f"expected an expression of up to {MAX_PARTS} parts, found {text[place : place + 20]!r}")
         yield match.group(1)
         place = match.end()

@@ -15,6 +15,7 @@ class ReasonCode(StrEnum):
     LIBRARY_NOT_CAPTURABLE = "LIBRARY_NOT_CAPTURABLE"
     NO_TEMPLATE = "NO_TEMPLATE"
     HOST_TYPE = "HOST_TYPE"
+    DATA_DEPENDENT_ADDRESS = "DATA_DEPENDENT_ADDRESS"
     RANDOM = "RANDOM"
 
     @property
@@ -29,6 +30,7 @@ SENTENCES = {
     ReasonCode.HOST_CONTROL_FLOW: "the host chooses at run time what is launched",
     ReasonCode.LIBRARY_NOT_CAPTURABLE: "the library call it needs may not be captured",
     ReasonCode.NO_TEMPLATE: "no kernel template covers it on this target",
+    ReasonCode.DATA_DEPENDENT_ADDRESS: "which weights it reads depends on values",
     ReasonCode.HOST_TYPE: "only the host holds values of such a type",
     ReasonCode.RANDOM: "it draws numbers that nobody can draw again",
 }

@@ -100,8 +100,9 @@ class KernelVerifier:
         island = self.plan.islands[call.island]
         counts = split_roles([operand.role for operand in launch.operands])
         wanted = (len(island.inputs), len(island.outputs))
-        every = sum(counts) == len(launch.operands)
-        self.check.require(every and counts == wanted, place, f"{wanted} operands and results", counts)
+        whole = sum(counts) == len(launch.operands)
+        self.check.require(whole, place, "operands x0, x1, ... and y0, y1, ... without a gap", counts)
+        self.check.require(counts == wanted, place, f"{wanted} operands and results", counts)
 
     def _host_call(self, op: Op, call: HostCall, place: str) -> None:
         if op.callback:

@@ -8,6 +8,7 @@ goes from island to island as ONNX Runtime's own values.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import math
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hjgc.plan_format.checker import brief
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError, RunError
 from hjgc.plan_format.ops.declaration import split_roles
@@ -271,13 +273,25 @@ def _session(ort: Any, file: PlanFile, number: int, section: bytes) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     data = section[island.offset : island.offset + island.length]
+    if hashlib.sha256(data).hexdigest() != island.sha256:
+        problem = f"expected the sha256 that the plan names for {named(island)}, found another"
+        raise PlanError(file.path, problem, field=f"$.islands[{number}].sha256", next_step="compile the model again")
     try:
-        return ort.InferenceSession(data, options, providers=[PROVIDER])
+        session = ort.InferenceSession(data, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
         words = " ".join(str(error).split())[:400]
         problem = f"expected a sub-model that ONNX Runtime takes, found {named(island)}: {words}"
         step = "compile the model again with the onnxruntime of this machine"
         raise PlanError(file.path, problem, field=f"$.islands[{number}]", next_step=step) from None
+    for end, wanted, values in (
+        ("inputs", island.inputs, session.get_inputs()),
+        ("outputs", island.outputs, session.get_outputs()),
+    ):
+        found = tuple(value.name for value in values)
+        if found != wanted:
+            problem = f"expected the sub-model's {end} {brief(found)}, found {brief(wanted)}"
+            raise PlanError(file.path, problem, field=f"$.islands[{number}].{end}", next_step="compile the model again")
+    return session
 
 
 def ort_value(ort: Any, array: NDArray[Any], kind: int | None = None) -> Any:

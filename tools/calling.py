@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.files import write_atomically
 from hjgc.tools import console
 from hjgc.tools.parameters import check_output
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN = 8
 """Numbers of an output that are printed."""
@@ -63,32 +62,39 @@ def call(
 
 def read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file by name. Raises InputError."""
+    step = "see numpy.savez"
+    if not path.exists():
+        raise InputError(path, "expected a file of arrays, found nothing there", next_step=step)
+    if not zipfile.is_zipfile(path):
+        raise InputError(path, "expected arrays by name (.npz), found no archive", next_step=step)
     try:
         with np.load(path, allow_pickle=False) as found:
-            if isinstance(found, np.ndarray):
-                raise InputError(path, "expected arrays by name (.npz), found one array", next_step="see numpy.savez")
             return {name: found[name] for name in found.files}
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(path, "expected a file of arrays, found nothing there", next_step="see numpy.savez") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        words = " ".join(str(error).split())[:200]
-        raise InputError(path, f"expected arrays by name (.npz), found {words}", next_step="see numpy.savez") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        words = " ".join(str(error).partition(".")[0].split())[:200]
+        raise InputError(path, f"expected arrays by name (.npz), found one damaged: {words}", next_step=step) from None
 
 
 def write_arrays(path: Path, outputs: Mapping[str, Any]) -> None:
-    """Those outputs that are arrays; of a sequence each item, as `name.0`, `name.1`, ..."""
+    """Those outputs that are arrays; of a sequence each item, as `name.0`, `name.1`, ... Of a type that numpy has not
+    the bits, which a function takes too."""
     arrays: dict[str, Any] = {}
     for name, value in outputs.items():
         if isinstance(value, list):
             arrays |= {f"{name}.{i}": np.asarray(item) for i, item in enumerate(value)}
         elif value is not None:
-            array = np.asarray(value)
-            arrays[name] = array.astype(str) if array.dtype == object else array
+            arrays[name] = np.asarray(value)
+    arrays = {name: _storable(array) for name, array in arrays.items()}
     data = io.BytesIO()
     np.savez(data, **arrays)
     write_atomically(path, data.getvalue())
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Text as numpy keeps it in files, and bits of what it could not read again."""
+    if array.dtype == object:
+        return array.astype(str)
+    return array.view(f"uint{8 * array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def _facts(value: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hjgc.compiler.options import DEFAULT_SIZE, Options
 from hjgc.compiler.program import End, Network, Program, Step, Tensor
 from hjgc.compiler.tables import Tables, dtype_of
 from hjgc.plan_format import dims
-from hjgc.plan_format.errors import CompileError
+from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
 from hjgc.plan_format.structs import DTypes, HostValue
@@ -61,6 +61,13 @@ class _Sizes:
     def __post_init__(self) -> None:
         self.declared: dict[str, SizeDeclaration] = {}
 
+    def check_names(self) -> None:
+        """Raises InputError for a range that is of no input's size."""
+        unknown = next((name for name in self.ranges if name not in self.declared), None)
+        if unknown is not None:
+            names = ", ".join(self.declared) or "none, since every axis has a number"
+            raise InputError("--size", f"expected a size of the model's inputs ({names}), found {unknown!r}")
+
     def declare(self, text: str) -> Expression:
         found = types.spelt_dimension(text, self.size)
         assert found is not None, "every name is a size"
@@ -93,6 +100,7 @@ class _Function:
 
     def network(self) -> tuple[Network, list[Path]]:
         arguments = [self._argument(value) for value in self.model.graph.inputs]
+        self.sizes.check_names()
         for node in self.model.graph:
             self._visit(node)
         results, copies = self._results()

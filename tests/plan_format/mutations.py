@@ -212,6 +212,8 @@ def entries_shuffled(r: random.Random, tree: Tree) -> bool:
 
 def edges_removed(r: random.Random, tree: Tree) -> bool:
     edges = r.choice(tree["phases"])["edges"]
+    if not edges:
+        return False
     keep = r.choice((0, len(edges) // 2, len(edges) - 1))
     edges[:] = sorted(r.sample(edges, keep))
     return True
@@ -219,6 +221,8 @@ def edges_removed(r: random.Random, tree: Tree) -> bool:
 
 def edges_turned(r: random.Random, tree: Tree) -> bool:
     edges = r.choice(tree["phases"])["edges"]
+    if not edges:
+        return False
     edge = r.choice(edges)
     edge[:2] = [edge[1], r.choice((edge[0], edge[1]))]
     return True

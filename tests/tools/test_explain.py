@@ -95,6 +95,7 @@ def test_the_logits_processor_is_led_back_over_the_logits_and_is_left_out_by_a_r
 ENDS = {
     ReasonCode.HOST_READ: ("caller", "reading of the result"),
     ReasonCode.DATA_DEPENDENT_SHAPE: ("model_input", "the values that mask is computed from"),
+    ReasonCode.DATA_DEPENDENT_ADDRESS: ("model_input", "the values that mask is computed from"),
     ReasonCode.UNBOUNDED_SIZE: ("model_input", "the one with an axis mask"),
     ReasonCode.HOST_CONTROL_FLOW: ("attribute", "the branches or the body of mask"),
     ReasonCode.LIBRARY_NOT_CAPTURABLE: ("library", "the kernel templates of hjgc test for embedding on cpu"),

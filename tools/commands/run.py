@@ -72,13 +72,13 @@ def command(
     function.
 
     What no option says about choosing tokens is as the model's generation_config.json asks for."""
+    if sum(given is not None for given in (prompt, ids, feed)) != 1:
+        raise click.UsageError("expected one of --prompt, --ids and --feed", click.get_current_context())
     if feed is not None:
         call(plan, feed, output, weights=weights, device=device, deadline=deadline, stats=stats, as_json=as_json)
         return
     if output is not None:
         raise click.UsageError("-o writes the outputs of a call with --feed", click.get_current_context())
-    if (prompt is None) == (ids is None):
-        raise click.UsageError("expected one of --prompt, --ids and --feed", click.get_current_context())
     asked = list(ids) if ids is not None else prompt_text(prompt or "")
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
 

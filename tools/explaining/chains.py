@@ -158,7 +158,7 @@ def _root(plan: Plan, launch: Launch, reason: Reason, steps: Sequence[Link]) -> 
     match reason.code:
         case ReasonCode.UNBOUNDED_SIZE:
             return Link("model_input", f"the one with an axis {last}")
-        case ReasonCode.DATA_DEPENDENT_SHAPE:
+        case ReasonCode.DATA_DEPENDENT_SHAPE | ReasonCode.DATA_DEPENDENT_ADDRESS:
             return Link("model_input", f"the values that {last} is computed from")
         case ReasonCode.HOST_CONTROL_FLOW:
             return Link("attribute", f"the branches or the body of {last}")

@@ -30,6 +30,11 @@ def remedy(launch: Launch, cause: Cause) -> str:
                 f"in the ONNX file, replace node {node} by operators whose result has one shape for all values: a mask "
                 "(Where) in place of a selection (NonZero, Compress, Unique)"
             )
+        case ReasonCode.DATA_DEPENDENT_ADDRESS:
+            return (
+                f"none in the model: which experts node {node} reads is what it computes; kernels of hjgc that choose "
+                "them on the device would capture it"
+            )
         case ReasonCode.HOST_CONTROL_FLOW:
             return (
                 f"in the ONNX file, replace node {node} by operators that compute both branches and choose (Where), or "

@@ -46,10 +46,10 @@ def spending(plan: Plan, phase: Phase, numbers: Iterable[int], chip: Chip | None
     """For the rows and cached tokens that costs of this phase are given for."""
     rows, start = representative(phase)
     launches = [phase.launches[number] for number in numbers]
-    on_device = [launch for launch in launches if not all_ops()[launch.op].host]
+    on_device = [launch for launch in launches if not _is_on_host(plan, launch)]
     target = prediction(plan).target
     costs = [launch_cost(plan, phase, one, tokens=rows, start=start, target=target) for one in on_device]
-    on_host = [launch for launch in launches if all_ops()[launch.op].host]
+    on_host = [launch for launch in launches if _is_on_host(plan, launch)]
     copies = [_copies(plan, phase, launch, rows, start) for launch in on_host]
     timed = sum(launch_seconds(cost, chip) for cost in costs) if chip is not None and costs else None
     return Spending(
@@ -63,10 +63,18 @@ def spending(plan: Plan, phase: Phase, numbers: Iterable[int], chip: Chip | None
     )
 
 
+def _is_on_host(plan: Plan, launch: Launch) -> bool:
+    """A function of the caller's is; an island is where the rest runs on a GPU."""
+    op = all_ops()[launch.op]
+    return op.host or (op.island and any(target != "cpu" for target in plan.targets))
+
+
 def _copies(plan: Plan, phase: Phase, launch: Launch, rows: int, start: int) -> tuple[int, int]:
     """Bytes to the host and back. Of the token history only what is filled crosses; caches and the like never do."""
     to_host = to_device = 0
     for operand in launch.operands:
+        if operand.space in ("weight", "constant"):  # an island's own, on the host
+            continue
         if operand.space == "parameters":
             to_host += plan.parameters.bytes
             continue

@@ -1,0 +1,62 @@
+"""What becomes of a plan with islands that somebody broke on purpose, up to a call?"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hjgc import HjgcError, PlanError, load
+from hjgc.plan_format.structs import Port
+from tests.plan_format.files import take_apart, with_section
+from tests.plan_format.function_plan import write_function_plan
+from tests.plan_format.test_hostile import Bench, impatient, read_all, set_traps
+
+CASES = 600
+FEW = 40
+"""Changes that happen to be legal, of CASES."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM") or not hasattr(os, "mkfifo"), reason="needs alarms and pipes")
+def test_a_broken_function_is_refused_when_it_is_read_opened_or_called(tmp_path: Path) -> None:
+    set_traps(tmp_path)
+    source = write_function_plan(tmp_path)
+    bench = Bench(tmp_path / "root", (source,))
+    (bench.root / "model.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
+    read_all(source, bench.root)
+    for seed in range(CASES):
+        accepted = len(bench.accepted)
+        bench.try_case(seed)
+        if len(bench.accepted) > accepted:
+            with impatient(bench.accepted[-1]):
+                call(bench.root / "plan.hjg")
+    assert bench.refused > 0.9 * CASES
+    assert len(bench.accepted) <= FEW, bench.accepted
+
+
+def call(plan: Path) -> None:
+    """It works, or says why not."""
+    try:
+        with load(plan) as function:
+            function({port.name: some(port) for port in function.inputs})
+    except HjgcError as error:
+        assert len(str(error)) < 3000
+
+
+def some(port: Port) -> Any:
+    if port.type == "tensor(string)":
+        return np.array(["a", "b"], object)
+    return True if port.type == "tensor(bool)" else np.ones((2, 4), np.float32)
+
+
+def test_another_sub_model_than_the_plan_names_is_refused(tmp_path: Path) -> None:
+    plan = write_function_plan(tmp_path)
+    parts = take_apart(plan)
+    (section,) = (part.data for part in parts if part.kind == b"islands")
+    plan.write_bytes(with_section(parts, b"islands", section.replace(b"Mul", b"Sub")))
+    with pytest.raises(PlanError, match=r"\$\.islands\[0\]\.sha256: expected the sha256 that the plan names for isl"):
+        load(plan)
