@@ -118,8 +118,8 @@ def _weights(graph: onnx.GraphProto, foreign: Foreign) -> Iterator[ir.Value]:
 
 
 def try_rows(made: SubModel, weights: Sequence[ir.Value], widths: Sequence[int], path: Path) -> str | None:
-    """Run a sub-model in float32 on made-up rows, all together, in parts, and each alone. Raises CompileError where they
-    differ, or where ONNX Runtime does not take it; a note where it could not be tried."""
+    """Run a sub-model in float32 on made-up rows, all together, in parts, and each alone. A note where it could not be
+    tried. Raises CompileError where they differ, or where ONNX Runtime does not take it."""
     named = ", ".join(made.nodes[:3])
     if find_spec("onnxruntime") is None:
         problem = "expected onnxruntime, which is to compute what no launch of ours does, found it not installed"

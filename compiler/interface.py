@@ -72,6 +72,15 @@ class Interface:
             return axis
         return sizes.total + ROOM if self._has_room(cache) else sizes.past
 
+    def most_tokens(self) -> int | None:
+        """The most tokens that the graph's caches hold, where their size is fixed and they give back as many rows as
+        they take; None where nothing bounds them."""
+        given_out = {slot: value for value, slot in self.presents.items()}
+        pairs = [(_axis(cache, 2), given_out.get(slot)) for cache, slot in self.caches.items()]
+        fixed = ((rows, present) for rows, present in pairs if rows is not None and present is not None)
+        held = (rows for rows, present in fixed if _axis(present, 2) == rows)
+        return min(held, default=None)
+
     def _has_room(self, cache: ir.Value) -> bool:
         present = next((value for value, slot in self.presents.items() if slot == self.caches[cache]), None)
         if present is None or present.shape is None or cache.shape is None:

@@ -35,11 +35,13 @@ IN_PATTERNS = frozenset(
 @dataclass(frozen=True)
 class Recognised:
     """The graph in our vocabulary, the rules that matched but did not fire, and what is left to ONNX Runtime: the
-    nodes that each `Island` of the graph stands for."""
+    nodes that each `Island` of the graph stands for. `most_tokens`: that the file's own caches hold, if that is fixed.
+    """
 
     model: ir.Model
     notes: tuple[Note, ...]
     foreign: tuple[Foreign, ...] = ()
+    most_tokens: int | None = None
 
 
 def recognise(model: ir.Model, path: Path) -> Recognised:
@@ -60,6 +62,7 @@ def _recognise(model: ir.Model, path: Path) -> Recognised:
     interface = read_interface(model, path)
     _check_host_functions(model, path)
     _check_inputs(interface, path)
+    most_tokens = interface.most_tokens()
     drop_counted_outputs(model, interface)
     _check_outputs(model, (interface.logits, *interface.presents), path)
     simplify(model, interface, journal)
@@ -70,7 +73,7 @@ def _recognise(model: ir.Model, path: Path) -> Recognised:
     foreign = _leave_to_islands(model, journal, attention, interface.ids, path)
     _check_outputs(model, tuple(value for value in model.graph.outputs if value not in interface.presents), path)
     _check_head(model, path)
-    return Recognised(model, _standing(journal, model), foreign)
+    return Recognised(model, _standing(journal, model), foreign, most_tokens)
 
 
 def _standing(journal: Journal, model: ir.Model) -> tuple[Note, ...]:

@@ -37,7 +37,7 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
     """The network and the weight files it names. Raises CompileError, InputError."""
     model = recognised.model
     dtypes = choose_dtypes(model, options)
-    context = choose_context(model, options)
+    context = choose_context(model, options, recognised.most_tokens)
     phases = _phases(options, context)
     most_rows = max(size.high for _, _, sizes, _ in phases for size in sizes if size.name == "tokens")
     builder = _Builder(model, path, dtypes, context, most_rows, recognised.foreign)
@@ -82,10 +82,12 @@ def _half_dtype(model: ir.Model) -> DType:
     return found if found in HALVES else "float16"
 
 
-def choose_context(model: ir.Model, options: Options) -> int:
-    """The user's, or the model's own up to 4096. Raises InputError for more than the model was made for."""
+def choose_context(model: ir.Model, options: Options, held: int | None = None) -> int:
+    """The user's, or the model's own up to 4096. `held`: tokens that the file's own caches have room for. Raises
+    InputError for more than the model was made for."""
     declared = model.metadata_props.get("hjgc.context")
     own = int(declared) if declared and re.fullmatch(r"[1-9]\d{0,8}", declared, re.ASCII) else None
+    own = min((bound for bound in (own, held) if bound is not None), default=None)
     if options.context is None:
         context = min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         return max(context, 2)

@@ -113,6 +113,17 @@ def type_of(node: Node, operands: Sequence[DType]) -> DType:
     return operands[node.index] if isinstance(node, Operand) else node.dtype
 
 
+def spell(node: Node) -> str:
+    """The expression as a plan has it."""
+    match node:
+        case Operand():
+            return f"x{node.index}"
+        case Number():
+            return number(node.dtype, node.value)
+        case Call():
+            return f"{node.function}({', '.join(map(spell, node.arguments))})"
+
+
 def number(dtype: str, value: float | int | bool) -> str:
     """A number of a type, as an expression spells it."""
     if dtype in FLOATS:

@@ -66,10 +66,14 @@ def _range(node: Lowering) -> None:
     if dtype not in SIGNED:
         raise node.refuse(f"of {dtype}")
     (start,), (limit,), (step,) = (node.sizes(i) for i in range(3))
-    if not isinstance(start, int) or not isinstance(step, int) or step == 0:
-        raise node.refuse("it does not go from a number in steps of one")
+    if not isinstance(step, int) or step == 0:
+        raise node.refuse("it does not go in steps of one number")
     count = dims.ceil_div(dims.sub(limit, start) if step > 0 else dims.sub(start, limit), abs(step))
-    node.give(counted(node, max(0, count) if isinstance(count, int) else count, dtype, start, step))
+    count = max(0, count) if isinstance(count, int) else count
+    if isinstance(start, int):
+        return node.give(counted(node, count, dtype, start, step))
+    places = counted(node, count, dtype, 0, step)
+    return node.give(node.elementwise("add(x0, x1)", places, node.x(0)))
 
 
 def _float_range(node: Lowering, dtype: DType) -> None:

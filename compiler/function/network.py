@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential, common
 
 from hjgc.compiler.function import contents, islands, types
+from hjgc.compiler.function.fuse import fuse
 from hjgc.compiler.function.islands import Group, Partition, SubModel, clean
 from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
 from hjgc.compiler.function.rules import register_all
@@ -104,7 +105,7 @@ class _Function:
         for node in self.model.graph:
             self._visit(node)
         results, copies = self._results()
-        steps = (*self._ordered(), *copies)
+        steps = fuse((*self._ordered(), *copies), [end.tensor.name for end in results])
         program = Program(
             PHASE,
             tuple(self.sizes.declared.values()),

@@ -26,7 +26,15 @@ from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import DTypes, IslandCall, Launch, Operand, Phase
 from hjgc.runtime.backend import Callback, Ids, MemoryRef, Rows, digest_of
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
-from hjgc.runtime.backends.cpu_memory import TORCH_DTYPES, allocate, check_memory, read_constants, read_weights
+from hjgc.runtime.backends.cpu_memory import (
+    TORCH_DTYPES,
+    allocate,
+    check_memory,
+    is_function,
+    read_constants,
+    read_weights,
+    reserve,
+)
 from hjgc.runtime.islands import IslandRun, Islands, Place, Value, ends
 from hjgc.runtime.parameters import Parameters
 
@@ -65,7 +73,7 @@ class CpuBackend:
         self._threads = threads or torch.get_num_threads()
         self._prepared = threading.local()
         self._phases = {phase.name: phase for phase in plan.phases}
-        self._arena = allocate((plan.arena_bytes,), "uint8")
+        self._arena = reserve(plan.arena_bytes) if is_function(plan) else allocate((plan.arena_bytes,), "uint8")
         self._parameters = Parameters(plan.parameters)
         self._graph_bytes = 0
         self._tables: dict[str, list[Any]] = {

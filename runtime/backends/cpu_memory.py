@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,20 +31,36 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+NO_RESERVE = 0x4000
+"""Linux's MAP_NORESERVE, which this Python's mmap does not name."""
 ALIGNMENT = 4096
 """Of each weight inside the one piece of memory that holds them all: one piece is what huge pages pay for."""
 
 
 def check_memory(plan: Plan, place: Path) -> None:
-    """A plan says what it needs: refuse more than the machine has before any of it is allocated. Raises PlanError."""
+    """A plan says what it needs: refuse more than the machine has before any of it is allocated. Of a function's arena
+    only what its calls use is ever touched. Raises PlanError."""
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if plan.ledger.total > have:
+    wanted = plan.ledger.total - (plan.arena_bytes if is_function(plan) else 0)
+    if wanted > have:
         raise PlanError(
             place,
-            f"expected a plan for this machine's {have >> 20} MiB, found one for {plan.ledger.total >> 20} MiB",
+            f"expected a plan for this machine's {have >> 20} MiB, found one for {wanted >> 20} MiB",
             field="$.ledger.total",
             next_step="compile with a smaller --context or a narrower --dtype",
         )
+
+
+def is_function(plan: Plan) -> bool:
+    return any(phase.entry == "function" for phase in plan.phases)
+
+
+def reserve(count: int) -> torch.Tensor:
+    """Bytes of address space, of which the kernel gives memory for what is touched."""
+    if not count or sys.platform != "linux":
+        return allocate((count,), "uint8")
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, count, flags=flags), np.uint8))
 
 
 def allocate(shape: Sequence[int], dtype: str, *, clear: bool = False) -> torch.Tensor:

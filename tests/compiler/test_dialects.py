@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from hjgc.compiler import CompileResult, compile_model
 from hjgc.plan_format.errors import CompileError
-from hjgc.plan_format.structs import Plan, StaticSegment
+from hjgc.plan_format.structs import Plan, Port, StaticSegment
+from hjgc.runtime.opening import open_plan, start_function
 from hjgc.tools.verifying import Run, Step, prompt_steps, run_step
 from tests.compiler.dialects.fixtures import FOLDER, NAMES, write_fixture
 from tests.compiler.dialects.judging import DECODE, PROMPT, STEPS, compared, judge_of, opened
@@ -181,14 +183,44 @@ def test_sizes_that_a_file_fixes_make_no_difference_to_its_plan(name: str) -> No
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_no_plan_can_follow_is_refused_by_place_and_reason(name: str) -> None:
+def test_a_file_that_is_no_decoder_of_ours_is_refused_as_one_by_place_and_reason(name: str) -> None:
     field, words = REFUSED[name]
+    model = written(name)
     with pytest.raises(CompileError) as caught:
-        compiled(name)
+        compile_model(model, model.with_name("refused.hjg"), kind="decoder")
     assert caught.value.place == str(written(name))
     assert str(caught.value.field) == field
     assert words in caught.value.problem
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if "mistral" in name])
+def test_what_is_refused_as_a_decoder_is_a_function_that_computes_the_same(name: str) -> None:
+    model = written(name)
+    result = compile_model(model, model.with_name("function.hjg"), sizes={"batch_size": (1, 1)})
+    assert "compiled as a function" in result.notes[0]
+    judge, random = onnxruntime.InferenceSession(model), np.random.default_rng(4)
+    with start_function(open_plan(result.path)) as function:
+        past = 0
+        for new in (PROMPT, 1, 1):
+            inputs = {port.name: _made_up(port, random, past, new) for port in function.inputs}
+            expected = judge.run(None, inputs)
+            found = function(inputs)
+            for name_of, want in zip((port.name for port in function.outputs), expected, strict=True):
+                assert np.abs(found[name_of] - want).max() < TOLERANCE
+            past += new
+
+
+def _made_up(port: Port, random: np.random.Generator, past: int, new: int) -> NDArray[Any]:
+    """Ids, marks and positions of a sequence without padding; numbers for a cache."""
+    if "past" in port.name or "cache" in port.name:
+        _, heads, _, size = port.shape or ()
+        return random.standard_normal((1, heads, past, size), np.float32)
+    if "mask" in port.name:
+        return np.ones((1, past + new), np.int64)
+    if "position" in port.name:
+        return np.arange(past, past + new, dtype=np.int64)[None]
+    return random.integers(0, 100, (1, new))
 
 
 def test_the_fixtures_are_those_that_the_script_makes() -> None:

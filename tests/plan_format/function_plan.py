@@ -1,8 +1,8 @@
 """How do tests get a plan that is a function, with an island?
 
 Its launches: 0 exp, 1 neg of a view of its result, 2 an island with a weight, 3 one of text, 4 exp of what the first
-island gives. Its buffers: 0 a, 1 go, 2 what launch 0 gives, 3 launch 1, 4 launch 2, 5 launch 4, 6 the view of 2. Its host
-values: 0 text, 1 words.
+island gives. Its buffers: 0 a, 1 go, 2 what launch 0 gives, 3 launch 1, 4 launch 2, 5 launch 4, 6 the view of 2. Its
+host values: 0 text, 1 words.
 """
 
 from __future__ import annotations

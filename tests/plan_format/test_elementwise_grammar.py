@@ -21,7 +21,7 @@ from hjgc.plan_format.elementwise import (
     type_of,
 )
 
-F, H, I, B = "float32", "float16", "int64", "bool"
+FLOAT, HALF, INT, BOOL = "float32", "float16", "int64", "bool"
 TYPES: tuple[DType, ...] = ("float32", "int64", "bool")
 """Of x0, x1, x2."""
 PATIENCE = 1.0
@@ -30,23 +30,23 @@ PATIENCE = 1.0
 @pytest.mark.parametrize(
     ("text", "dtype"),
     [
-        ("x0", F),
-        ("x1", I),
-        ("mul(x0, sigmoid(x0))", F),
-        ("  mul ( x0 , sigmoid( x0 ) )", F),
-        ("where(lt(x0, float32:0), float32:0, x0)", F),
-        ("where(x2, x1, int64:-5)", I),
-        ("cast.float16(x1)", H),
-        ("cast.bool(x0)", B),
-        ("eq(x2, x2)", B),
-        ("isnan(x0)", B),
-        ("not(xor(x2, gt(x1, int64:3)))", B),
-        ("shl(x1, int64:2)", I),
-        ("float32:nan", F),
-        ("max(x0, float32:-inf)", F),
-        ("float32:1e-05", F),
-        ("float32:-1.5e+20", F),
-        ("bool:1", B),
+        ("x0", FLOAT),
+        ("x1", INT),
+        ("mul(x0, sigmoid(x0))", FLOAT),
+        ("  mul ( x0 , sigmoid( x0 ) )", FLOAT),
+        ("where(lt(x0, float32:0), float32:0, x0)", FLOAT),
+        ("where(x2, x1, int64:-5)", INT),
+        ("cast.float16(x1)", HALF),
+        ("cast.bool(x0)", BOOL),
+        ("eq(x2, x2)", BOOL),
+        ("isnan(x0)", BOOL),
+        ("not(xor(x2, gt(x1, int64:3)))", BOOL),
+        ("shl(x1, int64:2)", INT),
+        ("float32:nan", FLOAT),
+        ("max(x0, float32:-inf)", FLOAT),
+        ("float32:1e-05", FLOAT),
+        ("float32:-1.5e+20", FLOAT),
+        ("bool:1", BOOL),
     ],
 )
 def test_its_type_follows(text: str, dtype: str) -> None:
@@ -116,7 +116,7 @@ def nested(levels: int) -> str:
 
 
 def test_it_is_as_deep_as_its_limit() -> None:
-    assert type_of(parse(nested(MAX_DEPTH), TYPES), TYPES) == F
+    assert type_of(parse(nested(MAX_DEPTH), TYPES), TYPES) == FLOAT
     with pytest.raises(ValueError, match=f"at most {MAX_DEPTH} deep, found a deeper one"):
         parse(nested(MAX_DEPTH + 1), TYPES)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hjgc.tools import console
-from hjgc.tools.calling import call
 from hjgc.tools.parameters import FILE, as_json, check_output, example, prompt_text, token_ids
 
 if TYPE_CHECKING:
@@ -75,6 +74,8 @@ def command(
     if sum(given is not None for given in (prompt, ids, feed)) != 1:
         raise click.UsageError("expected one of --prompt, --ids and --feed", click.get_current_context())
     if feed is not None:
+        from hjgc.tools.calling import call
+
         call(plan, feed, output, weights=weights, device=device, deadline=deadline, stats=stats, as_json=as_json)
         return
     if output is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from hjgc.plan_format import DebugMap, PlanFile
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.structs import DynamicSegment, Phase
+from hjgc.tools.explaining.calls import call
 from hjgc.tools.explaining.chains import View, causes, view
 from hjgc.tools.explaining.lengths import lengths
 from hjgc.tools.explaining.nodes import Found, find, kernels, known_names, verdicts
@@ -29,6 +30,7 @@ def explain(file: PlanFile) -> dict[str, Any]:
     predicted = prediction(plan)
     return {
         **_head(file, debug, predicted),
+        "call": call(plan),
         "phases": [_phase(phase) for phase in plan.phases],
         "dynamic": [entry for phase in plan.phases for entry in _dynamic(view(plan, phase, debug), predicted)],
         "almost_fired": [

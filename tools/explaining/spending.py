@@ -28,6 +28,7 @@ class Spending:
     to_host: int
     to_device: int
     seconds: float | None
+    function: bool = False
 
     def as_data(self) -> dict[str, Any]:
         """The call, and the same for each of its rows."""
@@ -39,7 +40,8 @@ class Spending:
             "predicted_us": None if self.seconds is None else self.seconds * 1e6,
         }
         per_token = {name: None if amount is None else amount / self.rows for name, amount in whole.items()}
-        return {"rows": self.rows, "start": self.start, **whole, "per_token": per_token}
+        call = {"rows": self.rows, "start": self.start, "function": self.function}
+        return {**call, **whole, "per_token": per_token}
 
 
 def spending(plan: Plan, phase: Phase, numbers: Iterable[int], chip: Chip | None) -> Spending:
@@ -60,6 +62,7 @@ def spending(plan: Plan, phase: Phase, numbers: Iterable[int], chip: Chip | None
         sum(to_host for to_host, _ in copies),
         sum(to_device for _, to_device in copies),
         timed,
+        phase.entry == "function",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hjgc.tools.console import count, size
+from hjgc.tools.explaining.calls import call_lines
 from hjgc.tools.explaining.chains import KIND_WORDS
 from hjgc.tools.wrapping import wrapped
 
@@ -21,11 +22,16 @@ def text(shown: dict[str, Any]) -> Iterator[str]:
     for phase in shown["phases"]:
         for schedule in phase["schedules"]:
             yield f"{phase['name']}/{schedule['name']}: {_share(schedule)}"
+    if shown["call"] is not None:
+        for line in call_lines(shown["call"], _moved(shown["call"])):
+            yield from wrapped(line)
     for entry, schedules in _folded(shown["dynamic"]):
         yield ""
         yield from _dynamic(entry, schedules)
     if not shown["dynamic"]:
         yield from ("", "nothing is dynamic: every schedule replays as graphs alone")
+    if shown["call"] is not None:
+        return
     yield from ("", "prompt lengths without a graph or without code built ahead")
     yield from _lengths(shown["lengths"])
     if not shown["missing"]:
@@ -89,6 +95,8 @@ def _numbers(launches: Sequence[int]) -> str:
 
 def cost_text(cost: dict[str, Any]) -> str:
     """Of a call, and of each of its rows where it has several."""
+    if cost["function"]:
+        return f"{_amounts(cost)} for the largest call there may be"
     if cost["rows"] == 1:
         return f"{_amounts(cost)} for a token after {cost['start']} cached"
     return f"{_amounts(cost)} for {cost['rows']} rows of a prompt; for each of them {_amounts(cost['per_token'])}"
@@ -97,13 +105,17 @@ def cost_text(cost: dict[str, Any]) -> str:
 def _amounts(cost: dict[str, Any]) -> str:
     words: list[str] = []
     if cost["bytes"] or cost["flops"]:
-        words.append(f"{size(round(cost['bytes']))} and {count(round(cost['flops']))} operations on the device")
+        words.append(f"{_moved(cost)} on the device")
     if cost["predicted_us"] is not None:
         words.append(f"{cost['predicted_us']:.{1 if cost['predicted_us'] >= 1 else 3}f} us")
     if cost["to_host"] or cost["to_device"]:
         to_host, to_device = size(round(cost["to_host"])), size(round(cost["to_device"]))
         words.append(f"{to_host} copied to the host, {to_device} back")
     return ", ".join(words) or "nothing"
+
+
+def _moved(cost: dict[str, Any]) -> str:
+    return f"{size(round(cost['bytes']))} and {count(round(cost['flops']))} operations"
 
 
 def _lengths(entries: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hjgc.plan_format.errors import RunError
 from tests.compiler.function.one_node import check_island, check_native, model_of, ours, some
 
 WIDE = {0: ("n", 4), 1: ("n", 2)}
@@ -86,5 +87,5 @@ OUTSIDE: list[tuple[str, list[Any]]] = [
 
 @pytest.mark.parametrize(("op", "inputs"), OUTSIDE)
 def test_a_place_outside_is_an_error(op: str, inputs: list[Any]) -> None:
-    with pytest.raises(IndexError, match="expected numbers of"):
+    with pytest.raises(RunError, match="expected numbers of"):
         ours(model_of(op, inputs), inputs)

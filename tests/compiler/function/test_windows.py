@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hjgc.plan_format.errors import RunError
 from tests.compiler.function.one_node import check_island, check_native, model_of, ours, some
 
 BATCH = {0: ("n", 4, 7, 6)}
@@ -56,7 +57,7 @@ def test_a_result_that_may_be_less_than_nothing_is_an_island() -> None:
 
 def test_a_window_that_does_not_fit_is_an_error() -> None:
     model = model_of("Conv", [some(1, 1, 5), some(1, 1, 3)], shapes={0: (1, 1, "w")}, pads=[1, 0])
-    with pytest.raises(IndexError, match="to fit on 2 elements"):
+    with pytest.raises(RunError, match="to fit on 2 elements"):
         ours(model, [some(1, 1, 1), some(1, 1, 3)])
 
 

@@ -1,0 +1,102 @@
+"""Which elementwise launches are one: those whose result only the next one reads?
+
+The expression of the earlier takes the place of the operand in the later. Nothing is computed twice and nothing is
+rounded otherwise: each function of an expression gives a number of its own type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from hjgc.compiler.program import Step, Tensor
+from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.elementwise import Call, Node, Operand, parse, spell
+
+MOST_OPERANDS = 8
+MOST_FUNCTIONS = 48
+"""Of one launch: past that a kernel has more numbers at hand than registers."""
+
+
+def fuse(steps: Sequence[Step], kept: Iterable[str]) -> tuple[Step, ...]:
+    """The steps with chains of elementwise ones fused. `kept` are buffers that somebody besides the steps reads."""
+    readers = Counter(_buffer(tensor) for step in steps for role, tensor in step.operands.items() if role[0] == "x")
+    wanted = {*kept, *(tensor.base for step in steps for tensor in step.operands.values() if tensor.base)}
+    waiting: dict[str, Step] = {}
+    done: list[Step | None] = []
+    places: dict[str, int] = {}
+    for step in steps:
+        fused = _absorb(step, waiting) if step.op == "elementwise" else step
+        for name in _names(step) - _names(fused):
+            done[places[name]] = None
+        places[step.name] = len(done)
+        done.append(fused)
+        if step.op == "elementwise":
+            y = step.operands["y0"]
+            if readers[y.name] == 1 and y.name not in wanted:
+                waiting[y.name] = fused
+    return tuple(step for step in done if step is not None)
+
+
+def _buffer(tensor: Tensor) -> str:
+    return tensor.base or tensor.name
+
+
+def _names(step: Step) -> set[str]:
+    """The steps whose results it reads, by the names of these."""
+    return {tensor.name.rsplit(".", 1)[0] for role, tensor in step.operands.items() if role[0] == "x"}
+
+
+def _absorb(step: Step, waiting: dict[str, Step]) -> Step:
+    """The step with every operand computed on the spot that only it reads."""
+    shape = step.operands["y0"].shape
+    for tensor in list(step.operands.values()):
+        inner = waiting.get(tensor.name)
+        if inner is None or tensor.base or tensor.shape != shape:
+            continue
+        made = _joined(step, inner, tensor)
+        if made is not None:
+            step = made
+            del waiting[tensor.name]
+    return step
+
+
+def _joined(outer: Step, inner: Step, operand: Tensor) -> Step | None:
+    """One step for both; None if it would be too large."""
+    outers, inners = _inputs(outer), _inputs(inner)
+    kept = [tensor for tensor in outers if tensor != operand]
+    inputs = list(dict.fromkeys([*kept, *inners]))
+    inner_node = _renumbered(_parsed(inner, inners), {i: inputs.index(tensor) for i, tensor in enumerate(inners)})
+    places: dict[int, int | Node] = {
+        i: inner_node if tensor == operand else inputs.index(tensor) for i, tensor in enumerate(outers)
+    }
+    node = _renumbered(_parsed(outer, outers), places)
+    if len(inputs) > MOST_OPERANDS or _functions(node) > MOST_FUNCTIONS:
+        return None
+    operands = {f"x{i}": tensor for i, tensor in enumerate(inputs)} | {"y0": outer.operands["y0"]}
+    nodes = tuple(dict.fromkeys((*inner.nodes, *outer.nodes)))
+    return replace(outer, operands=operands, attributes={"expression": spell(node)}, nodes=nodes)
+
+
+def _inputs(step: Step) -> list[Tensor]:
+    return [step.operands[f"x{i}"] for i in range(len(step.operands) - 1)]
+
+
+def _parsed(step: Step, inputs: Sequence[Tensor]) -> Node:
+    types: tuple[DType, ...] = tuple(tensor.dtype for tensor in inputs)
+    return parse(str(step.attributes["expression"]), types)
+
+
+def _renumbered(node: Node, places: dict[int, int] | dict[int, int | Node]) -> Node:
+    """The node with its operands in other places, or other nodes instead of them."""
+    if isinstance(node, Operand):
+        place = places[node.index]
+        return Operand(place) if isinstance(place, int) else place
+    if isinstance(node, Call):
+        return replace(node, arguments=tuple(_renumbered(argument, places) for argument in node.arguments))
+    return node
+
+
+def _functions(node: Node) -> int:
+    return 1 + sum(map(_functions, node.arguments)) if isinstance(node, Call) else 0
