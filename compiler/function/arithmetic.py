@@ -38,9 +38,21 @@ def _unary(node: Lowering) -> None:
 
 @lowers(*BINARY)
 def _binary(node: Lowering) -> None:
-    if node.version < 7 and node.integer("broadcast", 0):
-        raise node.refuse("its broadcasting is that of opset 6")
-    node.give(node.elementwise(f"{BINARY[node.node.op_type]}(x0, x1)", node.x(0), node.x(1)))
+    node.give(node.elementwise(f"{BINARY[node.node.op_type]}(x0, x1)", node.x(0), _second(node)))
+
+
+def _second(node: Lowering) -> Tensor:
+    """The second operand, so that its axes stand under those of the first that it goes along. Before opset 7 it was the
+    `axis` that said which those are; without one, the last."""
+    x, y = node.x(0), node.x(1)
+    if node.version >= 7 or not node.integer("broadcast", 0):
+        return y
+    last = len(x.shape) - len(y.shape)
+    axis = node.integer("axis", last)
+    behind = last - (axis if axis >= 0 else axis + len(x.shape))
+    if behind < 0:
+        raise node.refuse("its second operand has axes behind those of the first")
+    return node.view(y, (*y.shape, *[1] * behind))
 
 
 @lowers("Min", "Max", "Sum", "Mean")
@@ -99,7 +111,7 @@ def _cast(node: Lowering) -> None:
 
 @lowers("Pow")
 def _pow(node: Lowering) -> None:
-    x, exponent = node.x(0), node.x(1)
+    x, exponent = node.x(0), _second(node)
     if x.dtype not in FLOATS and exponent.dtype in FLOATS:
         node.give(node.elementwise(f"cast.{x.dtype}(pow(cast.float64(x0), cast.float64(x1)))", x, exponent))
     else:
@@ -205,6 +217,8 @@ def _activate(node: Lowering) -> None:
 @lowers("PRelu")
 def _prelu(node: Lowering) -> None:
     x, slope = node.x(0), node.x(1)
+    if node.version < 7 and len(slope.shape) == 1 and tuple(slope.shape) != (1,):  # one for each channel
+        slope = node.view(slope, (*slope.shape, *[1] * (len(x.shape) - 2)))
     zero = node.scalar(x.dtype, 0)
     if broadcast([tuple(x.shape), tuple(slope.shape)]) != tuple(x.shape):
         raise node.refuse("its slope is wider than its operand")

@@ -65,8 +65,11 @@ def _group_norm(node: Lowering) -> None:
 @lowers("BatchNormalization")
 def _batch_norm(node: Lowering) -> None:
     """By moments that are given: one expression, computed in float32 at least."""
-    if node.version < 9 or node.integer("training_mode", 0) or any(node.wants(i) for i in range(1, 5)):
-        raise node.refuse("it trains, or is of an opset under 9")
+    trains = node.integer("training_mode", 0) or (node.version < 7 and not node.integer("is_test", 0))
+    if trains or any(node.wants(i) for i in range(1, 5)):
+        raise node.refuse("it trains")
+    if not node.integer("spatial", 1):  # before opset 9
+        raise node.refuse("it has moments for each place")
     x = node.x(0)
     _, channels, *rest = x.shape
     shape = (channels, *[1] * len(rest))

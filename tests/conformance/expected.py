@@ -53,22 +53,19 @@ def read() -> Known:
 def complaints(known: Known, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     """One line for each case that is better or worse than its line says."""
     for name, outcome in outcomes.items():
-        before = known.result(name)
-        if outcome.result == before or MACHINE_LACKS in outcome.reason:
-            continue
-        if _is_worse(outcome.result, before):
-            yield f"{name} was {before}, is {outcome.result}: {outcome.reason or 'see hjgc explain'}"
-        else:
-            yield f"{name} was {before}, is {outcome.result}: HJGC_ACCEPT=1 renews {PATH.name}"
+        before, now = known.result(name), _judged(outcome)
+        if _is_worse(now, before):
+            yield f"{name} was {before}, is {now}: {outcome.reason or 'see hjgc explain'}"
+        elif now != before:
+            yield f"{name} was {before}, is {now}: HJGC_ACCEPT=1 renews {PATH.name}"
 
 
 def renewed(known: Known, outcomes: Mapping[str, Outcome], *, grow: bool) -> dict[str, Result]:
     """The list with these outcomes; without `grow`, only where they are better."""
     results = dict(known.results)
     for name, outcome in outcomes.items():
-        if MACHINE_LACKS in outcome.reason or (_is_worse(outcome.result, known.result(name)) and not grow):
-            continue
-        results[name] = outcome.result
+        if grow or not _is_worse(_judged(outcome), known.result(name)):
+            results[name] = _judged(outcome)
     return results
 
 
@@ -94,6 +91,11 @@ def write(results: Mapping[str, Result]) -> None:
 def stale(known: Known, names: Iterable[str]) -> list[str]:
     """Lines of cases that are no more."""
     return sorted(known.results.keys() - set(names))
+
+
+def _judged(outcome: Outcome) -> Result:
+    """An island, where only the machine is in its way."""
+    return Result.ISLAND if MACHINE_LACKS in outcome.reason else outcome.result
 
 
 def _is_worse(one: Result, other: Result) -> bool:
