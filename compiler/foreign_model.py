@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from hjgc.compiler.foreign import TOKENS, Axes, Foreign
+from hjgc.compiler.foreign import Axes, Foreign
 from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, used_values
 from hjgc.compiler.rules.rule import FLOATS, is_op, source_nodes
 from hjgc.compiler.tables import read_tensor
@@ -75,7 +75,7 @@ def _sizes(result: str, axes: Axes, rows: str) -> Iterator[onnx.NodeProto]:
     parts: list[str] = []
     for i, axis in enumerate(axes):
         parts.append(f"{result}.{i}")
-        if axis == TOKENS:
+        if isinstance(axis, str):  # TOKENS
             yield helper.make_node("Shape", [rows], [parts[-1]], end=1)
         else:
             number = helper.make_tensor("number", TensorProto.INT64, [1], [axis])

@@ -536,6 +536,11 @@ class Plan(Record, frozen=True):
                 return phase
         raise KeyError(name)
 
+    @property
+    def is_function(self) -> bool:
+        """A function of its inputs, and no decoder."""
+        return any(phase.entry == "function" for phase in self.phases)
+
 
 class LaunchDebug(Record, frozen=True):
     """What a launch came from: ONNX nodes, and which ONNX value each written role holds."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import InputError, PlanError
-from hjgc.plan_format.structs import Plan
 from hjgc.runtime.backend import Backend, HostFunction
 from hjgc.runtime.code_choice import Trust
 from hjgc.runtime.function import Function
@@ -112,7 +111,7 @@ def load(
     """What serves the plan at this path: a `Function` for one that was compiled as a function, a `Session` for a
     decoder. All options are those of `open_session`; a function uses `weights` and `device`."""
     opened = open_plan(plan, weights)
-    if is_function(opened.file.plan):
+    if opened.file.plan.is_function:
         return start_function(opened, device=device)
     return start_session(
         opened,
@@ -126,9 +125,12 @@ def load(
     )
 
 
-def is_function(plan: Plan) -> bool:
-    """Was the plan compiled as a function of its inputs?"""
-    return any(phase.entry == "function" for phase in plan.phases)
+def check_decoder(file: PlanFile) -> None:
+    """Raises PlanError for a plan that is a function."""
+    if file.plan.is_function:
+        problem = "expected a decoder, found a plan that is a function of its inputs"
+        step = "call it: hjgc.load(plan)(inputs), or `hjgc run --feed`"
+        raise PlanError(file.path, problem, field="$.phases", next_step=step)
 
 
 def start_function(opened: Opened, *, device: str | None = None) -> Function:
@@ -164,10 +166,7 @@ def start_session(
 ) -> Session:
     """Load the weights onto the device and start serving. Whatever goes wrong, the plan file is closed."""
     try:
-        if is_function(opened.file.plan):
-            problem = "expected a decoder, found a plan that is a function of its inputs"
-            step = "call it: hjgc.load(plan)(inputs), or `hjgc run --feed`"
-            raise PlanError(opened.file.path, problem, field="$.phases", next_step=step)
+        check_decoder(opened.file)
         Functions(opened.file.plan, functions)  # a wrong name is told before the weights are loaded
         backend = _open_backend(opened, device, CodeRules(strict, trust, progress))
         try:

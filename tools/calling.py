@@ -33,7 +33,7 @@ def call(
     as_json: bool,
 ) -> None:
     """Call the function once and show, or write, what it gives. Raises InputError, PlanError, RunError."""
-    from hjgc.runtime.opening import is_function, open_plan, start_function
+    from hjgc.runtime.opening import open_plan, start_function
 
     if output is not None:
         check_output(output, source=plan, suffix=".npz")
@@ -41,7 +41,7 @@ def call(
     with console.stages() as tell:
         tell("load")
         opened = open_plan(plan, weights)
-        if not is_function(opened.file.plan):
+        if not opened.file.plan.is_function:
             opened.file.close()
             problem = "expected a plan that is a function, found a decoder"
             raise InputError(plan, problem, next_step="give it --prompt or --ids")

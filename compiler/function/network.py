@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,21 +32,38 @@ def normalise(model: ir.Model, path: Path) -> ir.Model:
     """In place: functions inlined, nodes sorted, constants among the initializers, every value named, and its type and
     shape as far as ONNX can tell. Raises CompileError for a graph that this is not possible for."""
     try:
-        Sequential(
-            common.InlinePass(),
-            common.TopologicalSortPass(),
-            common.RemoveInitializersFromInputsPass(),
-            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common.RemoveUnusedNodesPass(),
-            common.NameFixPass(),
-            common.ShapeInferencePass(),
-        )(model)
+        with _quiet():
+            _passes(model)
     except Exception as error:  # the libraries raise whatever they like
         root = error.__cause__ or error
         words = " ".join(str(root).split())[:200] or type(root).__name__
         problem = f"expected a well-formed graph, found one that cannot be normalised ({words})"
         raise CompileError(path, problem, next_step="check it with onnx.checker, or export it again") from error
     return model
+
+
+def _passes(model: ir.Model) -> None:
+    Sequential(
+        common.InlinePass(),
+        common.TopologicalSortPass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveUnusedNodesPass(),
+        common.NameFixPass(),
+        common.ShapeInferencePass(),
+    )(model)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Where shape inference gives up, it logs a traceback and goes on: nothing that a user could mend."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def build_function(model: ir.Model, options: Options, path: Path) -> tuple[Network, list[Path]]:

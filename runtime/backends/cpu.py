@@ -30,7 +30,6 @@ from hjgc.runtime.backends.cpu_memory import (
     TORCH_DTYPES,
     allocate,
     check_memory,
-    is_function,
     read_constants,
     read_weights,
     reserve,
@@ -73,7 +72,7 @@ class CpuBackend:
         self._threads = threads or torch.get_num_threads()
         self._prepared = threading.local()
         self._phases = {phase.name: phase for phase in plan.phases}
-        self._arena = reserve(plan.arena_bytes) if is_function(plan) else allocate((plan.arena_bytes,), "uint8")
+        self._arena = reserve(plan.arena_bytes) if plan.is_function else allocate((plan.arena_bytes,), "uint8")
         self._parameters = Parameters(plan.parameters)
         self._graph_bytes = 0
         self._tables: dict[str, list[Any]] = {

@@ -41,7 +41,7 @@ def check_memory(plan: Plan, place: Path) -> None:
     """A plan says what it needs: refuse more than the machine has before any of it is allocated. Of a function's arena
     only what its calls use is ever touched. Raises PlanError."""
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    wanted = plan.ledger.total - (plan.arena_bytes if is_function(plan) else 0)
+    wanted = plan.ledger.total - (plan.arena_bytes if plan.is_function else 0)
     if wanted > have:
         raise PlanError(
             place,
@@ -49,10 +49,6 @@ def check_memory(plan: Plan, place: Path) -> None:
             field="$.ledger.total",
             next_step="compile with a smaller --context or a narrower --dtype",
         )
-
-
-def is_function(plan: Plan) -> bool:
-    return any(phase.entry == "function" for phase in plan.phases)
 
 
 def reserve(count: int) -> torch.Tensor:

@@ -80,9 +80,7 @@ def examine(model: Path) -> Found:
 
 def _compiled(model: Path, variant: str) -> CompileResult:
     longest = ROOM if variant == "static" else 100
-    return compile_model(
-        model, model.with_suffix(".hjg"), context=longest, prompt=(1, longest // 2), kind="decoder"
-    )
+    return compile_model(model, model.with_suffix(".hjg"), context=longest, prompt=(1, longest // 2), kind="decoder")
 
 
 def _found(model: Path, result: CompileResult) -> Found:

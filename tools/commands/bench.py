@@ -98,9 +98,11 @@ def command(
     limits set, measured in the same run. docs/benchmarks.md says what is measured and how."""
     _check_outputs(plan, output, plot)
     from hjgc import plan_format
+    from hjgc.runtime.opening import check_decoder
     from hjgc.tools.benching import options, systems
 
     with plan_format.load(plan) as file:
+        check_decoder(file)
         loaded = file.plan
     on_gpu = systems.on_a_device(loaded, device)
     paths = systems.peer_paths(peers, hf, onnx, device=on_gpu)

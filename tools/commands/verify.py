@@ -70,7 +70,7 @@ def command(
     differ, the first tensor that does is named, with the launch that wrote it and its ONNX node.
 
     Exit code 0: equal. 1: different. 2: could not be checked."""
-    from hjgc.runtime.opening import open_plan
+    from hjgc.runtime.opening import check_decoder, open_plan
     from hjgc.tools.weight_files import check_weight_files
 
     if tolerance is not None and not math.isfinite(tolerance):
@@ -84,6 +84,7 @@ def command(
             weights = check_weight_files(file, opened.root, full=full)
             shown = describe(file, weights)
             if against is not None and shown["equal"]:
+                check_decoder(file)
                 shown |= _compare(file, opened.root, against, prompt_lengths, steps, tolerance, seed, tell)
     if as_json:
         console.result_json(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def given() -> dict[str, Any]:
     return {
         "a": random.random((3, 4), np.float32),
         "b": random.random((3, 4), np.float32),
-        "row": np.float32([1, 2, 3, 4]),
+        "row": np.arange(4, dtype=np.float32),
     }
 
 
@@ -79,6 +80,6 @@ def test_what_somebody_else_reads_or_what_would_be_computed_again_stays_apart(
 
 def test_a_chain_past_the_limit_is_several_launches(tmp_path: Path) -> None:
     names = ["a", *(f"v{i}" for i in range(99)), "y"]
-    chain = [node("Sin", before, after) for before, after in zip(names, names[1:], strict=False)]
+    chain = [node("Sin", before, after) for before, after in pairwise(names)]
     plan = compiled(chain, tmp_path)
     assert [str(launch.attributes["expression"]).count("sin") for launch in launches(plan)] == [48, 48, 4]
