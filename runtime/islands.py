@@ -34,6 +34,8 @@ Stop = Callable[[], bool]
 WATCH_SECONDS = 0.005
 """How often a running island is asked whether it shall stop."""
 PROVIDER = "CPUExecutionProvider"
+EXTERNAL = b"\n\x08location"
+"""How ONNX spells, in bytes, that a tensor lies in a file: ONNX Runtime would open it."""
 BFLOAT16 = 16
 """ONNX's number for it: numpy has no such type, its bits travel as uint16."""
 NUMPY_KINDS = frozenset((*range(1, 14), 14, 15))
@@ -276,6 +278,9 @@ def _session(ort: Any, file: PlanFile, number: int, section: bytes) -> Any:
     if hashlib.sha256(data).hexdigest() != island.sha256:
         problem = f"expected the sha256 that the plan names for {named(island)}, found another"
         raise PlanError(file.path, problem, field=f"$.islands[{number}].sha256", next_step="compile the model again")
+    if EXTERNAL in data:
+        problem = f"expected all data of {named(island)} inside the plan, found some in a file"
+        raise PlanError(file.path, problem, field=f"$.islands[{number}]", next_step="compile the model again")
     try:
         session = ort.InferenceSession(data, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen kinds of its own

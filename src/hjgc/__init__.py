@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hjgc.runtime.answer import Stream
     from hjgc.runtime.completion import Completion, Piece, Timings
     from hjgc.runtime.errors import Cancelled, ContextFull, DeadlineExceeded, SessionClosed
+    from hjgc.runtime.function import Function
     from hjgc.runtime.llm import LLM
     from hjgc.runtime.opening import load
     from hjgc.runtime.sampling_params import SamplingParams
@@ -32,6 +33,7 @@ __all__ = [
     "Completion",
     "ContextFull",
     "DeadlineExceeded",
+    "Function",
     "HjgcError",
     "InputError",
     "Piece",
@@ -54,6 +56,7 @@ _HOMES = {
     "Completion": ("hjgc.runtime.completion", "Completion"),
     "ContextFull": ("hjgc.runtime.errors", "ContextFull"),
     "DeadlineExceeded": ("hjgc.runtime.errors", "DeadlineExceeded"),
+    "Function": ("hjgc.runtime.function", "Function"),
     "HjgcError": ("hjgc.plan_format.errors", "HjgcError"),
     "InputError": ("hjgc.plan_format.errors", "InputError"),
     "Piece": ("hjgc.runtime.completion", "Piece"),

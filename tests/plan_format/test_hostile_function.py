@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from msgspec.structs import replace
+from onnx import TensorProto
 
 from hjgc import HjgcError, PlanError, load
+from hjgc.plan_format import load as open_plan_file
+from hjgc.plan_format import save
 from hjgc.plan_format.structs import Port
 from tests.plan_format.files import take_apart, with_section
 from tests.plan_format.function_plan import write_function_plan
@@ -60,3 +66,21 @@ def test_another_sub_model_than_the_plan_names_is_refused(tmp_path: Path) -> Non
     plan.write_bytes(with_section(parts, b"islands", section.replace(b"Mul", b"Sub")))
     with pytest.raises(PlanError, match=r"\$\.islands\[0\]\.sha256: expected the sha256 that the plan names for isl"):
         load(plan)
+
+
+def test_an_island_whose_data_lie_in_a_file_is_refused_and_the_file_left_alone(tmp_path: Path) -> None:
+    """ONNX Runtime would read any file beside the process that it is named."""
+    source = write_function_plan(tmp_path)
+    with open_plan_file(source) as file:
+        plan, sections = file.plan, {kind: file.section(kind) for kind in ("constants", "islands")}
+    island = plan.islands[0]
+    model = onnx.ModelProto.FromString(sections["islands"][island.offset : island.offset + island.length])
+    outside = model.graph.initializer.add(name="secret", data_type=TensorProto.FLOAT, dims=[1])
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="weights.bin")
+    data = model.SerializeToString()
+    hostile = replace(island, offset=0, length=len(data), sha256=hashlib.sha256(data).hexdigest())
+    plan = replace(plan, islands=(hostile, *(replace(one, offset=0, length=1) for one in plan.islands[1:])))
+    save(tmp_path / "hostile.hjg", plan, sections=sections | {"islands": data})
+    with pytest.raises(PlanError, match=r"expected all data of island\.0 .* inside the plan"):
+        load(tmp_path / "hostile.hjg")
