@@ -47,7 +47,7 @@ def _how_many(node: Lowering, axis: Expression) -> Expression:
     if node.version < 10:
         return node.integer("k", 0)
     (count,) = node.sizes(1)
-    if isinstance(count, int) and count > node.context.least(axis):
+    if isinstance(count, int) and count > node.context.limits(axis)[0]:
         raise node.refuse(f"there may be fewer than {count} numbers")
     return count
 

@@ -71,18 +71,18 @@ class Context:
             self.known[value] = None if tensor is None or value.is_graph_input() else contents.of_tensor(tensor)
         return self.known[value]
 
-    def least(self, axis: Expression) -> int:
-        """The least that a size may be."""
+    def limits(self, axis: Expression) -> tuple[int, int]:
+        """The least and the most that a size may be."""
         ranges = {name: (size.low, size.high) for name, size in self.declared.items()}
         try:
-            return bounds(axis, ranges)[0]
+            return bounds(axis, ranges)
         except (ZeroDivisionError, OverflowError, KeyError) as error:
             raise ValueError(f"expected a size with bounds, found {spell(axis)}") from error
 
     def fits(self, shape: Sequence[Expression]) -> bool:
         """Can a buffer have this shape at every size?"""
         try:
-            return all(self.least(axis) >= 0 for axis in shape)
+            return all(self.limits(axis)[0] >= 0 for axis in shape)
         except ValueError:
             return False
 
@@ -315,9 +315,9 @@ class Lowering:
         if len(shape) > MAX_AXES:
             raise ValueError(f"expected at most {MAX_AXES} axes, found {len(shape)}")
         for axis in shape:
-            if self.context.least(axis) < 0:
+            if self.context.limits(axis)[0] < 0:
                 raise ValueError(
-                    f"expected sizes of 0 or more, found {spell(axis)}, which may be {self.context.least(axis)}"
+                    f"expected sizes of 0 or more, found {spell(axis)}, which may be {self.context.limits(axis)[0]}"
                 )
 
     def _input(self, index: int) -> ir.Value:

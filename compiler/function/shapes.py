@@ -79,7 +79,7 @@ def _slice(node: Lowering) -> None:
     first, strides, shape = [0] * len(x.shape), [1] * len(x.shape), list(x.shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         place = axis_of(axis, len(x.shape))
-        first[place], shape[place] = _part(x.shape[place], start, end, step)
+        first[place], shape[place] = _part(node, x.shape[place], start, end, step)
         strides[place] = step
     node.give(cut(node, x, first, strides, shape))
 
@@ -92,22 +92,29 @@ def cut(node: Lowering, x: Tensor, starts: Sequence[int], steps: Sequence[int], 
     return node.emit("slice", [x], attributes, [TensorType(x.dtype, tuple(map(dims.canonical, shape)))])
 
 
-def _part(axis: Expression, start: Expression, end: Expression, step: int) -> tuple[int, Expression]:
+def _part(node: Lowering, axis: Expression, start: Expression, end: Expression, step: int) -> tuple[int, Expression]:
     """Where it begins and how many there are. Raises ValueError where that depends on a size in another way than by
-    taking some off either end."""
+    taking some off either end, or where a size may lie outside of the axis."""
     if isinstance(axis, int) and isinstance(start, int) and isinstance(end, int):
         found = range(axis)[slice(start, None if step < 0 and end < -axis else end, step)]
         return (found[0] if len(found) else 0), len(found)
     if not isinstance(start, int) or step != 1:
         raise ValueError("expected a slice from a number on, in steps of 1, along an axis without a fixed size")
     if start < 0:
-        raise ValueError("expected a start from the front along an axis without a fixed size")
+        whole = isinstance(end, int) and end >= 1 << 31
+        if not whole or node.context.limits(axis)[0] < -start:
+            raise ValueError("expected as many elements as are taken from the end, found an axis that may have fewer")
+        return start, -start
     if isinstance(end, int) and end >= 1 << 31:
         return start, dims.sub(axis, start)
     if isinstance(end, int) and end < 0:
         return start, dims.sub(dims.add(axis, end), start)
     if dims.canonical(end) == dims.canonical(axis):
         return start, dims.sub(axis, start)
+    if isinstance(axis, int) and not isinstance(end, int):
+        low, high = node.context.limits(end)
+        if start <= low and high <= axis:
+            return start, dims.sub(end, start)
     raise ValueError("expected an end that is the axis's, or counted from it")
 
 

@@ -27,10 +27,15 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
 
 
 def fits(axis: Expression, start: int, step: int, size: Expression) -> bool:
-    """Do so many elements lie inside the axis, whatever its size?"""
+    """Do so many elements lie inside the axis, as far as sizes without their ranges tell? Whoever computes them refuses
+    what lies outside."""
     if isinstance(axis, int) and isinstance(size, int):
         first = start if start >= 0 else start + axis
         return size == 0 or (0 <= first < axis and 0 <= first + (size - 1) * step < axis)
+    if step == 1 and isinstance(axis, int):
+        return 0 <= start <= axis
+    if step == 1 and start < 0:
+        return size == -start
     return step == 1 and start >= 0 and dims.add(size, start) == dims.canonical(axis)
 
 
@@ -42,6 +47,9 @@ def reference(
     x, y = moved(inputs[0]), moved(outputs[0])
     for axis, (start, step) in enumerate(zip(starts, steps, strict=True)):
         first = start if start >= 0 else start + x.shape[axis]
+        last = first + (y.shape[axis] - 1) * step
+        if y.shape[axis] and not (0 <= first < x.shape[axis] and 0 <= last < x.shape[axis]):
+            raise IndexError(f"expected elements of {x.shape[axis]}, found {first} to {last}")
         if (first, step, y.shape[axis]) != (0, 1, x.shape[axis]):
             x = x.index_select(axis, torch.arange(y.shape[axis]) * step + first)
     y.copy_(x)
