@@ -29,7 +29,7 @@ def check_proto(proto: onnx.ModelProto, path: Path, root: Path, *, function: boo
     """`root` is the folder that its external data must lie in. Of a `function`, the nodes are ONNX Runtime's to judge.
     Raises InputError for a file that ends too early, CompileError for a graph that ONNX itself does not allow."""
     _check_text(proto, path)
-    _check_whole(proto, path)
+    _check_whole(proto, path, function=function)
     _check_external_places(proto, path, root)
     _check_names(proto.graph, written_by(proto), path)
     if not function:
@@ -50,8 +50,8 @@ def _repeated(value: Any) -> Iterable[Any]:
     return [value] if isinstance(value, str | bytes | Message) else value
 
 
-def _check_whole(proto: onnx.ModelProto, path: Path) -> None:
-    if not proto.graph.node:
+def _check_whole(proto: onnx.ModelProto, path: Path, *, function: bool) -> None:
+    if not proto.graph.node and not (function and proto.graph.output):
         raise InputError(path, "expected an ONNX model with nodes, found an empty graph", next_step=CUT)
     version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
     if version is None and not proto.opset_import:

@@ -7,7 +7,7 @@ Its rows come and go as launches have them, [tokens, H] in the plan's type. Insi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,21 @@ from hjgc.compiler.tables import read_tensor
 from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.errors import CompileError
 
+Rows = NDArray[Any]
 PLAN_TYPES: dict[str, int] = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
-TRIED_ROWS = (5, 33)
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+TRIED_ROWS = (5, 33, 700)
+"""The last is past what a prompt has in one call, and past most windows and tables."""
+MANY = 64
+"""From so many rows on, only a few are tried alone."""
+SCALES = (1e-3, 1.0, 300.0)
+"""Of made-up rows: something may be cut off, or begin, at some size."""
+MOST_AT_LENGTH = 64 << 20
+"""Bytes of weights up to which the last count is tried: experts that gather theirs take so much for each row."""
 TOLERANCE = 1e-3
 """Between a row alone and among others, relative to the largest number: float32 sums in another order."""
 MOST_TRIED = 1 << 30
@@ -95,7 +104,23 @@ def _spelt(node: ir.Node) -> Iterator[onnx.NodeProto]:
         yield helper.make_node("Sigmoid", [x], [f"{y}.sigmoid"])
         yield helper.make_node("Mul", [x, f"{y}.sigmoid"], [y])
     else:
-        yield ir.serde.serialize_node(node)
+        proto = ir.serde.serialize_node(node)
+        _widen(proto)
+        yield proto
+
+
+def _widen(node: onnx.NodeProto) -> None:
+    """Half precision that an attribute asks for is float32, as everything else."""
+    for attribute in node.attribute:
+        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i in HALVES:
+            attribute.i = TensorProto.FLOAT
+        for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+            if tensor.data_type in HALVES:
+                wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graph.node:
+                _widen(inner)
 
 
 def _weights(graph: onnx.GraphProto, foreign: Foreign) -> Iterator[ir.Value]:
@@ -129,27 +154,41 @@ def try_rows(made: SubModel, weights: Sequence[ir.Value], widths: Sequence[int],
         return f"node {named}: that it computes each row by itself was not tried, its weights take {large >> 20} MiB"
     session, random = _session(made, named, path), np.random.default_rng(20261129)
     fixed = {name: _made_up(value, random) for name, value in zip(made.inputs[len(widths) :], weights, strict=True)}
-    for count in TRIED_ROWS:
-        rows = [random.standard_normal((count, width), np.float32) for width in widths]
-        whole = _run(session, made, rows, fixed)
-        for cut in (range(1, count), [count // 2]):
-            parts = [_run(session, made, part, fixed) for part in _cut(rows, list(cut))]
-            for i, result in enumerate(whole):
-                again = np.concatenate([part[i] for part in parts])
-                if again.shape != result.shape or not _close(result, again):
-                    problem = f"expected it to compute each row by itself, found other numbers among {count} rows"
-                    raise CompileError(path, problem, field=f"node {named}")
+
+    def run(rows: Sequence[Rows]) -> list[Any]:
+        return session.run(list(made.outputs), dict(zip(made.inputs, rows, strict=False)) | fixed)
+
+    counts = TRIED_ROWS if large <= MOST_AT_LENGTH else TRIED_ROWS[:-1]
+    for count, scale in ((count, scale) for count in counts for scale in SCALES):
+        rows = [np.float32(scale) * random.standard_normal((count, width), np.float32) for width in widths]
+        if not _each_alone(run, rows):
+            problem = f"expected it to compute each row by itself, found other numbers among {count} rows"
+            raise CompileError(path, problem, field=f"node {named}")
+    if len(counts) < len(TRIED_ROWS):
+        return f"node {named}: that it computes each row by itself was tried up to {counts[-1]} rows, not more"
     return None
 
 
-def _cut(rows: Sequence[NDArray[Any]], places: list[int]) -> Iterator[list[NDArray[Any]]]:
-    split = [np.split(each, places) for each in rows]
-    yield from (list(part) for part in zip(*split, strict=True))
+def _each_alone(run: Callable[[Sequence[Rows]], list[Any]], rows: Sequence[Rows]) -> bool:
+    """Are results the same for all rows together, in two parts, and for single ones?"""
+    count = len(rows[0])
+    whole = run(rows)
+    singles = range(count) if count < MANY else (0, 1, count // 2, count - 1)
+    parts = [slice(0, count // 2), slice(count // 2, count), *(slice(i, i + 1) for i in singles)]
+    for part in parts:
+        alone = run([each[part] for each in rows])
+        if not all(_close(np.asarray(a)[part], np.asarray(b)) for a, b in zip(whole, alone, strict=True)):
+            return False
+    return True
 
 
-def _close(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    scale = float(np.abs(one).max(initial=1e-6))
-    return bool(np.abs(one - other).max(initial=0) <= TOLERANCE * scale)
+def _close(one: Rows, other: Rows) -> bool:
+    """Numbers that are none, or infinite, must be so in both."""
+    if one.shape != other.shape or not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return False
+    finite = np.isfinite(one)
+    scale = float(np.abs(one[finite]).max(initial=1e-6))
+    return bool(np.abs(one[finite] - other[finite]).max(initial=0) <= TOLERANCE * scale)
 
 
 def _made_up(value: ir.Value, random: np.random.Generator) -> NDArray[Any]:
@@ -171,9 +210,3 @@ def _session(made: SubModel, named: str, path: Path) -> Any:
         words = " ".join(str(error).split())[:300]
         problem = f"expected a node that a rule covers or ONNX Runtime computes, found another ({words})"
         raise CompileError(path, problem, field=f"node {named}") from None
-
-
-def _run(
-    session: Any, made: SubModel, rows: Sequence[NDArray[Any]], fixed: dict[str, NDArray[Any]]
-) -> list[NDArray[Any]]:
-    return session.run(list(made.outputs), dict(zip(made.inputs, rows, strict=False)) | fixed)

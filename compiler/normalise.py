@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,14 +21,21 @@ def normalise(model: ir.Model, path: Path) -> ir.Model:
     """Rewrite in place and return the model. Weights are never folded: that would pull them into memory.
 
     Raises CompileError for a graph that these passes refuse: nodes in a circle, functions that call themselves."""
-    try:
+    with refusing(path):
         _run_passes(model)
-    except Exception as error:  # the libraries raise whatever they like
+    return model
+
+
+@contextmanager
+def refusing(path: Path) -> Generator[None]:
+    """Whatever the libraries raise becomes a CompileError."""
+    try:
+        yield
+    except Exception as error:
         root = error.__cause__ or error
         words = " ".join(str(root).split())[:200] or type(root).__name__
         problem = f"expected a well-formed graph, found one that cannot be normalised ({words})"
         raise CompileError(path, problem, next_step="check it with onnx.checker, or export it again") from error
-    return model
 
 
 def _run_passes(model: ir.Model) -> None:

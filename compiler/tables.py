@@ -62,6 +62,10 @@ class Tables:
     weights: dict[tuple[str, ...], Weight] = field(default_factory=dict[tuple[str, ...], Weight])
     constants: dict[str, Constant] = field(default_factory=dict[str, Constant])
     constant_bytes: bytearray = field(default_factory=bytearray)
+    _plain: dict[tuple[str, str], Tensor] = field(default_factory=dict[tuple[str, str], Tensor])
+    _shaped: dict[tuple[str, int, tuple[int, ...]], Tensor] = field(
+        default_factory=dict[tuple[str, int, tuple[int, ...]], Tensor]
+    )
     _model: mmap.mmap | None = None
     _cursor: int = 0
     """Weights inside the model tend to lie in the order of their use."""
@@ -72,7 +76,7 @@ class Tables:
         flags = transposed or [False] * len(values)
         key = tuple(f"{name}.T" if flag else name for name, flag in zip(names, flags, strict=True))
         if key not in self.weights:
-            self.weights[key] = self._pack("+".join(key), values, flags)
+            self.weights[key] = self._pack(self._unique("+".join(key)), values, flags)
         return self._weight_tensor(key)
 
     def constant(self, value: ir.Value, dtype: DType) -> Tensor:
@@ -85,19 +89,20 @@ class Tables:
     def tensor(self, value: ir.Value, placement: Placement = "device") -> Tensor:
         """An initializer as it is, of any rank and type that `ALL_DTYPES` has: inside the plan if it is small, else
         where it lies. Only islands read what is placed on the `cpu`."""
-        name, tensor = value.name or "", value.const_value
+        key = (value.name or "", placement)
+        if key not in self._plain:
+            self._plain[key] = self._as_it_is(value, placement)
+        return self._plain[key]
+
+    def _as_it_is(self, value: ir.Value, placement: Placement) -> Tensor:
+        tensor = value.const_value
         assert tensor is not None, "an initializer"
-        if placement != "device":
-            name = f"{name}@{placement}"
-        if name in self.constants:
-            return self._constant_tensor(name)
-        if (name,) in self.weights:
-            return self._weight_tensor((name,))
+        own = value.name or "weight"
+        name = self._unique(own if placement == "device" else f"{own}@{placement}")
         shape, dtype = tuple(int(axis) for axis in tensor.shape.numpy()), ALL_DTYPES[tensor.dtype]
         if tensor.nbytes > SMALL_BYTES and (part := self._found(value, dtype)) is not None:
             source = Source(part.file, part.offset, part.length, dtype, shape)
-            self.weights[(name,)] = Weight(name, dtype, shape, part.length, (source,), placement=placement)
-            return self._weight_tensor((name,))
+            return self._own(Weight(name, dtype, shape, part.length, (source,), placement=placement))
         if tensor.nbytes > MOST_INSIDE:
             problem = f"expected its {tensor.nbytes} bytes in a row in a file, found them nowhere"
             raise CompileError(
@@ -108,20 +113,33 @@ class Tables:
 
     def whole_numbers(self, name: str, numbers: Sequence[int], shape: tuple[int, ...], dtype: DType) -> Tensor:
         """Numbers that the compiler found as a constant of the plan."""
-        spelling = next(taken for i in count(1) if (taken := f"{name}#{i}") not in self.constants)
-        return self._inside(spelling, np.array(numbers, dtype).tobytes(), dtype, shape)
+        return self._inside(self._unique(name), np.array(numbers, dtype).tobytes(), dtype, shape)
 
     def reshaped(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same elements in another shape: of a constant the same bytes, of a weight a copy when it is loaded."""
-        name = f"{tensor.name}@{'x'.join(map(str, shape))}"
+        key = (tensor.space, tensor.index, shape)
+        if key not in self._shaped:
+            self._shaped[key] = self._in_shape(tensor, shape)
+        return self._shaped[key]
+
+    def _in_shape(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        name = self._unique(tensor.name)
         if tensor.space == "constant":
             entry = list(self.constants.values())[tensor.index]
-            self.constants.setdefault(name, replace(entry, name=name, shape=shape))
+            self.constants[name] = replace(entry, name=name, shape=shape)
             return self._constant_tensor(name)
         weight = list(self.weights.values())[tensor.index]
-        sources = (replace(weight.sources[0], shape=shape),)
-        self.weights.setdefault((name,), replace(weight, name=name, shape=shape, sources=sources))
-        return self._weight_tensor((name,))
+        return self._own(replace(weight, name=name, shape=shape, sources=(replace(weight.sources[0], shape=shape),)))
+
+    def _unique(self, wanted: str) -> str:
+        """A name that no weight and no constant has: files name theirs as they like."""
+        taken = {*self.constants, *(weight.name for weight in self.weights.values())}
+        return next(name for i in count(1) if (name := wanted if i == 1 else f"{wanted}~{i}") not in taken)
+
+    def _own(self, weight: Weight) -> Tensor:
+        """A weight of one source, under its name and no stack's."""
+        self.weights[("as it is", weight.name)] = weight
+        return self._weight_tensor(("as it is", weight.name))
 
     def _found(self, value: ir.Value, dtype: DType) -> Part | None:
         """Where its bytes lie, if they lie in a file as they are."""

@@ -6,7 +6,7 @@ minimum) is a name of its own, that of its canonical spelling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, reduce
 
 from hjgc.plan_format.sizes import Binary, Expression, Operation, Size, apply, spell
@@ -14,9 +14,13 @@ from hjgc.plan_format.sizes import Binary, Expression, Operation, Size, apply, s
 Monomial = tuple[str, ...]
 Sum = dict[Monomial, int]
 
+MAX_TERMS = 256
+"""Of a sum: a product of short sums may have any number, and a plan could keep its reader busy for hours."""
+
 
 def canonical(expression: Expression) -> Expression:
-    """The one spelling of a size: terms in order, factors first, whole numbers last."""
+    """The one spelling of a size: terms in order, factors first, whole numbers last. Raises ValueError, as all here
+    do, past MAX_TERMS terms."""
     return expression if isinstance(expression, int | Size) else _canonical(expression)
 
 
@@ -100,7 +104,7 @@ def _added(left: Sum, right: Sum, sign: int) -> Sum:
     total = dict(left)
     for term, count in right.items():
         total[term] = total.get(term, 0) + sign * count
-    return {term: count for term, count in total.items() if count}
+    return _bounded({term: count for term, count in total.items() if count})
 
 
 def _multiplied(left: Sum, right: Sum) -> Sum:
@@ -109,7 +113,14 @@ def _multiplied(left: Sum, right: Sum) -> Sum:
         for other, times in right.items():
             term = tuple(sorted((*one, *other)))
             total[term] = total.get(term, 0) + count * times
+        _bounded(total)
     return {term: count for term, count in total.items() if count}
+
+
+def _bounded(total: Sum) -> Sum:
+    if len(total) > MAX_TERMS:
+        raise ValueError(f"expected a size that is a sum of at most {MAX_TERMS} products, found more")
+    return total
 
 
 def _atom(operation: Operation, left: Expression, right: Expression, atoms: dict[str, Expression]) -> Sum:
@@ -126,22 +137,36 @@ def _atom(operation: Operation, left: Expression, right: Expression, atoms: dict
 
 def _written(terms: Sum, atoms: dict[str, Expression]) -> Expression:
     """Terms by name, those of fewest factors last."""
-    total: Expression | None = None
-    for term in sorted(terms, key=lambda term: (-len(term), term)):
-        count = terms[term]
-        part = _term(term, abs(count), atoms)
-        if total is None:
-            total = part if count > 0 else Binary("mul", -1, part) if not isinstance(part, int) else -part
-        else:
-            total = Binary("add" if count > 0 else "sub", total, part)
-    return 0 if total is None else total
+    order = sorted(terms, key=lambda term: (-len(term), term))
+    parts = [(terms[term], _term(term, abs(terms[term]), atoms)) for term in order]
+    if not parts:
+        return 0
+    count, first = parts[0]
+    if count < 0:
+        parts[0] = (1, -first if isinstance(first, int) else Binary("mul", -1, first))
+    return _total(parts)
+
+
+def _total(parts: Sequence[tuple[int, Expression]]) -> Expression:
+    """Halves added up, so that no sum is deep; of a number only the sign counts, and the first is not under 0."""
+    if len(parts) == 1:
+        return parts[0][1]
+    half = (len(parts) + 1) // 2
+    sign = 1 if parts[half][0] > 0 else -1
+    rest = _total([(sign * count, part) for count, part in parts[half:]])
+    return Binary("add" if sign > 0 else "sub", _total(parts[:half]), rest)
 
 
 def _term(term: Monomial, count: int, atoms: dict[str, Expression]) -> Expression:
     factors: list[Expression] = [atoms[name] for name in term]
     if count != 1 or not factors:
         factors.insert(0, count)
-    whole = factors[0]
-    for factor in factors[1:]:
-        whole = Binary("mul", whole, factor)
-    return whole
+    return _whole(factors)
+
+
+def _whole(factors: Sequence[Expression]) -> Expression:
+    """Halves multiplied, so that no product is deep."""
+    if len(factors) == 1:
+        return factors[0]
+    half = (len(factors) + 1) // 2
+    return Binary("mul", _whole(factors[:half]), _whole(factors[half:]))

@@ -95,7 +95,10 @@ def _check_view(phase: Phase, buffer: Buffer, index: int, where: str, check: Che
     check.require(base.view_of is None, f"{where}.view_of", "a buffer that is no view itself", base.name)
     same = (base.dtype, base.offset, base.bytes) == (buffer.dtype, buffer.offset, buffer.bytes)
     check.require(same, f"{where}.view_of", f"type, offset and bytes of {base.name!r}", buffer.name)
-    counts = dims.product(buffer.shape), dims.product(base.shape)
+    try:
+        counts = dims.product(buffer.shape), dims.product(base.shape)
+    except ValueError as error:
+        check.fail(f"{where}.shape", str(error))
     check.require(counts[0] == counts[1], f"{where}.shape", f"{spell(counts[1])} elements", spell(counts[0]))
     alive = base.first <= buffer.first and buffer.last <= base.last
     check.require(alive, f"{where}.first", f"launches of {base.first} to {base.last}", (buffer.first, buffer.last))

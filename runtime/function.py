@@ -164,7 +164,7 @@ class Function:
                 self._backend.give_value(PHASE, port.index, value)
             else:
                 memory = self._backend.tensor(PHASE, port.index, rows)
-                memory[...] = _bits(value).reshape(memory.shape)
+                memory[...] = _bits(value)
 
     def _result(self, port: Port, rows: Rows) -> Value:
         if port.space == "value":

@@ -26,6 +26,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError, RunError
 from hjgc.plan_format.ops.declaration import split_roles
 from hjgc.plan_format.structs import Island, Launch, Operand
+from hjgc.runtime.onnx_bytes import check_data_inside
 
 Value = Any
 """An array, a list of values, None, or ONNX Runtime's own OrtValue."""
@@ -34,8 +35,6 @@ Stop = Callable[[], bool]
 WATCH_SECONDS = 0.005
 """How often a running island is asked whether it shall stop."""
 PROVIDER = "CPUExecutionProvider"
-EXTERNAL = b"\n\x08location"
-"""How ONNX spells, in bytes, that a tensor lies in a file: ONNX Runtime would open it."""
 BFLOAT16 = 16
 """ONNX's number for it: numpy has no such type, its bits travel as uint16."""
 NUMPY_KINDS = frozenset((*range(1, 14), 14, 15))
@@ -274,13 +273,17 @@ def _session(ort: Any, file: PlanFile, number: int, section: bytes) -> Any:
     island = file.plan.islands[number]
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Else bytes that begin like ONNX Runtime's own format are read as that, whatever they mean as ONNX.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     data = section[island.offset : island.offset + island.length]
     if hashlib.sha256(data).hexdigest() != island.sha256:
         problem = f"expected the sha256 that the plan names for {named(island)}, found another"
         raise PlanError(file.path, problem, field=f"$.islands[{number}].sha256", next_step="compile the model again")
-    if EXTERNAL in data:
-        problem = f"expected all data of {named(island)} inside the plan, found some in a file"
-        raise PlanError(file.path, problem, field=f"$.islands[{number}]", next_step="compile the model again")
+    try:
+        check_data_inside(data)
+    except ValueError as error:
+        problem = f"{error}, in {named(island)}"
+        raise PlanError(file.path, problem, field=f"$.islands[{number}]", next_step="compile the model again") from None
     try:
         session = ort.InferenceSession(data, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
@@ -296,6 +299,10 @@ def _session(ort: Any, file: PlanFile, number: int, section: bytes) -> Any:
         if found != wanted:
             problem = f"expected the sub-model's {end} {brief(found)}, found {brief(wanted)}"
             raise PlanError(file.path, problem, field=f"$.islands[{number}].{end}", next_step="compile the model again")
+    shared = sorted(set(island.inputs) & set(island.outputs))
+    if shared:  # ONNX Runtime would hand the input on, and leave the memory bound for the output as it is
+        problem = f"expected outputs of other names than inputs, found {brief(shared[0])} as both, in {named(island)}"
+        raise PlanError(file.path, problem, field=f"$.islands[{number}].outputs", next_step="compile the model again")
     return session
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hjgc.plan_format.codec import PlanFile
-from hjgc.plan_format.errors import InputError, PlanError
+from hjgc.plan_format.errors import InputError, PlanError, RunError
 from hjgc.runtime.backend import Backend, HostFunction
 from hjgc.runtime.code_choice import Trust
 from hjgc.runtime.function import Function
@@ -96,33 +96,17 @@ def open_session(
     )
 
 
-def load(
-    plan: str | Path,
-    *,
-    weights: str | Path | None = None,
-    device: str | None = None,
-    graph_bytes: int = GRAPH_BYTES,
-    capture: bool = True,
-    strict: bool = False,
-    trust: Trust = "plan",
-    progress: Callable[[str], None] = lambda stage: None,
-    functions: Mapping[str, HostFunction] = NO_FUNCTIONS,
-) -> Any:
+def load(plan: str | Path, *, weights: str | Path | None = None, device: str | None = None, **options: Any) -> Any:
     """What serves the plan at this path: a `Function` for one that was compiled as a function, a `Session` for a
-    decoder. All options are those of `open_session`; a function uses `weights` and `device`."""
+    decoder, to which all `options` of `open_session` apply. Raises PlanError, InputError, RunError."""
     opened = open_plan(plan, weights)
-    if opened.file.plan.is_function:
-        return start_function(opened, device=device)
-    return start_session(
-        opened,
-        device=device,
-        graph_bytes=graph_bytes,
-        capture=capture,
-        strict=strict,
-        trust=trust,
-        progress=progress,
-        functions=functions,
-    )
+    if not opened.file.plan.is_function:
+        given: dict[str, Any] = {"graph_bytes": GRAPH_BYTES, "capture": True, **options}
+        return start_session(opened, device=device, **given)
+    if options:
+        opened.file.close()
+        raise RunError(f"expected weights and device for a plan that is a function, found {', '.join(sorted(options))}")
+    return start_function(opened, device=device)
 
 
 def check_decoder(file: PlanFile) -> None:

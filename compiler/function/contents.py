@@ -50,15 +50,16 @@ def sizes(contents: Contents) -> tuple[Expression, ...]:
 Shape = tuple[Expression, ...]
 Known = Callable[[ir.Value], Contents | None]
 ShapeOf = Callable[[ir.Value], Shape | None]
+Limits = Callable[[Expression], tuple[int, int]]
 
 
-def of_node(node: ir.Node, version: int, known: Known, shape_of: ShapeOf) -> Contents | None:
+def of_node(node: ir.Node, version: int, known: Known, shape_of: ShapeOf, limits: Limits) -> Contents | None:
     """The contents of the node's only result; None if they are not sizes alone."""
     rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None or len(node.outputs) != 1 or _chooses(node):
         return None
     try:
-        found = rule(_Node(node, version, known, shape_of))
+        found = rule(_Node(node, version, known, shape_of, limits))
     except (_Unknown, ValueError, IndexError, ZeroDivisionError, OverflowError):
         return None
     return found if found.size <= MOST else None
@@ -77,8 +78,12 @@ class _Unknown(Exception):
 class _Node:
     """A node with its operands' contents."""
 
-    def __init__(self, node: ir.Node, version: int, known: Known, shape_of: ShapeOf) -> None:
+    def __init__(self, node: ir.Node, version: int, known: Known, shape_of: ShapeOf, limits: Limits) -> None:
         self.node, self.version, self._known, self._shape_of = node, version, known, shape_of
+        self._limits = limits
+
+    def least(self, size: Expression) -> int:
+        return self._limits(size)[0]
 
     def value(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -134,8 +139,11 @@ def _size(node: _Node) -> Contents:
 
 def _gather(node: _Node) -> Contents:
     indices = node.contents(1)
-    whole = np.array([int(i) for i in indices.reshape(-1)], np.int64).reshape(indices.shape)
-    return np.asarray(np.take(node.contents(0), whole, axis=node.integer("axis", 0)), object)
+    whole = numbers(indices)
+    if whole is None:
+        raise _Unknown
+    places = np.array(whole, np.int64).reshape(indices.shape)
+    return np.asarray(np.take(node.contents(0), places, axis=node.integer("axis", 0)), object)
 
 
 def _concat(node: _Node) -> Contents:
@@ -167,11 +175,17 @@ def _slice(node: _Node) -> Contents:
     starts, ends = node.numbers(1, "starts") or (), node.numbers(2, "ends") or ()
     axes = node.numbers(3, "axes") or tuple(range(len(starts)))
     steps = node.numbers(4, "steps") or (1,) * len(starts)
-    picked = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        last = None if step < 0 and end < -x.shape[axis] else end
-        picked[axis] = slice(start, last, step)
-    return x[tuple(picked)]
+        x = np.take(x, list(elements(x.shape[axis], start, end, step)), axis=axis)
+    return np.asarray(x, object)
+
+
+def elements(axis: int, start: int, end: int, step: int) -> range:
+    """The places that ONNX's Slice takes of an axis: ends from behind count from its size, and stop at it."""
+    start, end = (place + axis if place < 0 else place for place in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), axis), min(max(end, 0), axis), step)
+    return range(min(max(start, 0), axis - 1), min(max(end, -1), axis - 1), step)
 
 
 def _same(node: _Node) -> Contents:
@@ -179,9 +193,11 @@ def _same(node: _Node) -> Contents:
 
 
 def _cast(node: _Node) -> Contents:
-    if ir.DataType(node.integer("to", 0)) not in INTEGERS:
+    kind, found = ir.DataType(node.integer("to", 0)), node.contents(0)
+    narrow = kind == ir.DataType.INT32 and any(isinstance(item, int) and abs(item) >= 1 << 31 for item in found.flat)
+    if kind not in INTEGERS or narrow:
         raise _Unknown
-    return node.contents(0)
+    return found
 
 
 def _binary(operation: Callable[[Expression, Expression], Expression]) -> Callable[[_Node], Contents]:
@@ -195,11 +211,15 @@ def _binary(operation: Callable[[Expression, Expression], Expression]) -> Callab
     return rule
 
 
-def _quotient(left: Expression, right: Expression) -> Expression:
-    """As ONNX divides whole numbers; sizes are not under 0."""
+def _div(node: _Node) -> Contents:
+    return _binary(lambda left, right: _quotient(left, right, node.least))(node)
+
+
+def _quotient(left: Expression, right: Expression, least: Callable[[Expression], int]) -> Expression:
+    """As ONNX divides whole numbers, towards 0: that is down for what is not under 0, and not known for what may be."""
     if isinstance(left, int) and isinstance(right, int):
         return int(abs(left) // abs(right)) * (1 if (left < 0) == (right < 0) else -1)
-    if not isinstance(right, int) or right < 1:
+    if not isinstance(right, int) or right < 1 or least(left) < 0:
         found = dims.divide(left, right)
         if found is None:
             raise _Unknown
@@ -283,7 +303,7 @@ def _range(node: _Node) -> Contents:
     ends = [numbers(node.contents(i)) for i in range(3)]
     if any(end is None for end in ends):
         raise _Unknown
-    return _array(list(range(*(end[0] for end in ends if end is not None)))[: MOST + 1])
+    return _array(range(*(end[0] for end in ends if end is not None))[: MOST + 1])
 
 
 _RULES: Mapping[str, Callable[[_Node], Contents]] = {
@@ -300,7 +320,7 @@ _RULES: Mapping[str, Callable[[_Node], Contents]] = {
     "Add": _binary(dims.add),
     "Sub": _binary(dims.sub),
     "Mul": _binary(dims.mul),
-    "Div": _binary(_quotient),
+    "Div": _div,
     "Mod": _mod,
     "Neg": _negative,
     "Min": _extreme(min),

@@ -1,7 +1,8 @@
 """Which elementwise launches are one: those whose result only the next one reads?
 
-The expression of the earlier takes the place of the operand in the later. Nothing is computed twice and nothing is
-rounded otherwise: each function of an expression gives a number of its own type.
+The expression of the earlier takes the place of the operand in the later, as often as that stands there: only what
+costs less than reading it is computed again. Nothing is rounded otherwise: each function gives a number of its own
+type.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.elementwise import Call, Node, Operand, parse, spell
 
 MOST_OPERANDS = 8
+CHEAP_AGAIN = 4
+"""Functions that are computed again rather than read."""
 MOST_FUNCTIONS = 48
 """Of one launch: past that a kernel has more numbers at hand than registers."""
 
@@ -26,16 +29,17 @@ def fuse(steps: Sequence[Step], kept: Iterable[str]) -> tuple[Step, ...]:
     waiting: dict[str, Step] = {}
     done: list[Step | None] = []
     places: dict[str, int] = {}
+    """Where the step is that gives a tensor."""
     for step in steps:
-        fused = _absorb(step, waiting) if step.op == "elementwise" else step
-        for name in _names(step) - _names(fused):
+        fused, taken = _absorb(step, waiting) if step.op == "elementwise" else (step, [])
+        for name in taken:
             done[places[name]] = None
-        places[step.name] = len(done)
-        done.append(fused)
         if step.op == "elementwise":
-            y = step.operands["y0"]
-            if readers[y.name] == 1 and y.name not in wanted:
-                waiting[y.name] = fused
+            y = step.operands["y0"].name
+            places[y] = len(done)
+            if readers[y] == 1 and y not in wanted:
+                waiting[y] = fused
+        done.append(fused)
     return tuple(step for step in done if step is not None)
 
 
@@ -43,14 +47,9 @@ def _buffer(tensor: Tensor) -> str:
     return tensor.base or tensor.name
 
 
-def _names(step: Step) -> set[str]:
-    """The steps whose results it reads, by the names of these."""
-    return {tensor.name.rsplit(".", 1)[0] for role, tensor in step.operands.items() if role[0] == "x"}
-
-
-def _absorb(step: Step, waiting: dict[str, Step]) -> Step:
-    """The step with every operand computed on the spot that only it reads."""
-    shape = step.operands["y0"].shape
+def _absorb(step: Step, waiting: dict[str, Step]) -> tuple[Step, list[str]]:
+    """The step with every operand computed on the spot that only it reads, and the names of these."""
+    shape, taken = step.operands["y0"].shape, list[str]()
     for tensor in list(step.operands.values()):
         inner = waiting.get(tensor.name)
         if inner is None or tensor.base or tensor.shape != shape:
@@ -59,12 +58,16 @@ def _absorb(step: Step, waiting: dict[str, Step]) -> Step:
         if made is not None:
             step = made
             del waiting[tensor.name]
-    return step
+            taken.append(tensor.name)
+    return step, taken
 
 
 def _joined(outer: Step, inner: Step, operand: Tensor) -> Step | None:
-    """One step for both; None if it would be too large."""
+    """One step for both; None if it would be too large, or compute much again."""
     outers, inners = _inputs(outer), _inputs(inner)
+    repeated = _uses(_parsed(outer, outers), [i for i, tensor in enumerate(outers) if tensor == operand])
+    if repeated > 1 and repeated * _functions(_parsed(inner, inners)) > CHEAP_AGAIN:
+        return None
     kept = [tensor for tensor in outers if tensor != operand]
     inputs = list(dict.fromkeys([*kept, *inners]))
     inner_node = _renumbered(_parsed(inner, inners), {i: inputs.index(tensor) for i, tensor in enumerate(inners)})
@@ -96,6 +99,13 @@ def _renumbered(node: Node, places: dict[int, int] | dict[int, int | Node]) -> N
     if isinstance(node, Call):
         return replace(node, arguments=tuple(_renumbered(argument, places) for argument in node.arguments))
     return node
+
+
+def _uses(node: Node, operands: Sequence[int]) -> int:
+    """How often these operands stand in it."""
+    if isinstance(node, Operand):
+        return int(node.index in operands)
+    return sum(_uses(argument, operands) for argument in node.arguments) if isinstance(node, Call) else 0
 
 
 def _functions(node: Node) -> int:

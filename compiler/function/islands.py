@@ -211,7 +211,7 @@ def build(
             graph.initializer.append(inside)
     graph.input.extend(_declared(context, value) for value in inputs)
     outputs = [value for node in group.nodes for value in node.outputs if value.name and wanted(value, own)]
-    graph.output.extend(_announced(value) for value in outputs)
+    graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in outputs)  # ONNX Runtime finds types
     names = tuple(clean(node_name(node)) for node in group.nodes[:MANY_NODES])
     data = proto.SerializeToString(deterministic=True)
     made = SubModel(data, [value.name or "" for value in inputs], [value.name or "" for value in outputs], names)
@@ -263,16 +263,6 @@ def _declared(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
                 place = proto.type.tensor_type.shape.dim.add()
                 if isinstance(axis, int):
                     place.dim_value = axis
-    return proto
-
-
-def _announced(value: ir.Value) -> onnx.ValueInfoProto:
-    """An output by its name; its type where the model has one, no shape: ONNX Runtime finds both."""
-    proto = onnx.ValueInfoProto(name=value.name or "")
-    if value.type is not None:
-        proto.type.CopyFrom(ir.serde.serialize_type(value.type))
-        if proto.type.HasField("tensor_type"):
-            proto.type.tensor_type.ClearField("shape")
     return proto
 
 

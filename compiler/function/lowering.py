@@ -61,7 +61,7 @@ class Context:
         self.held: dict[ir.Value, Held] = {}
         self.known: dict[ir.Value, Contents | None] = {}
         self.steps: dict[ir.Node, list[Step]] = {}
-        self.views: dict[str, Tensor] = {}
+        self._taken: set[str] = set()
         self._names: set[str] = set()
 
     def contents(self, value: ir.Value) -> Contents | None:
@@ -128,13 +128,19 @@ class Context:
             rule(lowering)
         except NotNative as why:
             return why
-        except ValueError as error:
+        except (ValueError, IndexError, KeyError, ZeroDivisionError, OverflowError) as error:  # odd attributes
             return NotNative(ReasonCode.NO_TEMPLATE, f"{kind}: {error}")
         for value, tensor in lowering.made.items():
             self.held[value] = tensor
         self.steps[node] = lowering.steps
         self._names.update(step.name for step in lowering.steps)
         return None
+
+    def unique(self, wanted: str) -> str:
+        """A name that no other tensor of the network has: files name their values as they like."""
+        name = next(name for i in count(1) if (name := wanted if i == 1 else f"{wanted}~{i}") not in self._taken)
+        self._taken.add(name)
+        return name
 
     def step_name(self, wanted: str, taken: set[str]) -> str:
         clean = re.sub(r"[^\x21-\x7e]+", "_", wanted)[:200] or "step"
@@ -264,7 +270,7 @@ class Lowering:
             self._check_shape(entry.shape)
         name = self.context.step_name(node_name(self.node) or op, {step.name for step in self.steps})
         made = tuple(
-            Tensor(f"{name}.y{i}", "buffer", entry.dtype, tuple(map(dims.canonical, entry.shape)))
+            Tensor(self.context.unique(f"{name}.y{i}"), "buffer", entry.dtype, tuple(map(dims.canonical, entry.shape)))
             for i, entry in enumerate(found)
         )
         operands = {f"x{i}": x for i, x in enumerate(inputs) if x is not None}
@@ -285,10 +291,7 @@ class Lowering:
             assert whole is not None, "weights and constants have numbers for sizes"
             return self.context.tables.reshaped(x, whole)
         base = x.base or x.name
-        name = next(name for i in count(1) if (name := f"{base}.view{i}") not in self.context.views)
-        made = replace(x, name=name, shape=shape, base=base)
-        self.context.views[name] = made
-        return made
+        return replace(x, name=self.context.unique(f"{base}.view"), shape=shape, base=base)
 
     def scalar(self, dtype: DType, value: float) -> str:
         """A number as an elementwise expression has it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,10 +17,12 @@ from hjgc.compiler.function.fuse import fuse
 from hjgc.compiler.function.islands import Group, Partition, SubModel, clean
 from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
 from hjgc.compiler.function.rules import register_all
+from hjgc.compiler.normalise import refusing
 from hjgc.compiler.options import DEFAULT_SIZE, Options
 from hjgc.compiler.program import End, Network, Program, Step, Tensor
 from hjgc.compiler.tables import Tables, dtype_of
 from hjgc.plan_format import dims
+from hjgc.plan_format.checker import brief
 from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
@@ -31,14 +34,8 @@ PHASE = "call"
 def normalise(model: ir.Model, path: Path) -> ir.Model:
     """In place: functions inlined, nodes sorted, constants among the initializers, every value named, and its type and
     shape as far as ONNX can tell. Raises CompileError for a graph that this is not possible for."""
-    try:
-        with _quiet():
-            _passes(model)
-    except Exception as error:  # the libraries raise whatever they like
-        root = error.__cause__ or error
-        words = " ".join(str(root).split())[:200] or type(root).__name__
-        problem = f"expected a well-formed graph, found one that cannot be normalised ({words})"
-        raise CompileError(path, problem, next_step="check it with onnx.checker, or export it again") from error
+    with _quiet(), refusing(path):
+        _passes(model)
     return model
 
 
@@ -77,9 +74,12 @@ class _Sizes:
     """The sizes that the inputs' shapes name, in order, with the ranges that the user gave."""
 
     ranges: Mapping[str, tuple[int, int]]
+    alone: Set[str] = frozenset()
+    """What some input has as an axis by itself: nothing else could be known from the inputs of a call."""
 
     def __post_init__(self) -> None:
         self.declared: dict[str, SizeDeclaration] = {}
+        self._names: dict[str, Size] = {}
 
     def check_names(self) -> None:
         """Raises InputError for a range that is of no input's size."""
@@ -88,22 +88,32 @@ class _Sizes:
             names = ", ".join(self.declared) or "none, since every axis has a number"
             raise InputError("--size", f"expected a size of the model's inputs ({names}), found {unknown!r}")
 
-    def declare(self, text: str) -> Expression:
-        found = types.spelt_dimension(text, self.size)
-        assert found is not None, "every name is a size"
-        return found
+    def axis(self, value: ir.Value, place: int, axis: int | ir.SymbolicDim) -> Expression:
+        """What an axis of an input is: a number, a size, or an expression of sizes that other axes give."""
+        if isinstance(axis, int):
+            return axis
+        text = str(axis.value or "")
+        found = None if types.is_anonymous(text) else types.spelt_dimension(text, self._alone)
+        return self._declare(f"{value.name}.{place}") if found is None else found
 
-    def size(self, text: str) -> Size:
-        size = types.named(text)
-        if size.name not in self.declared:
-            low, high = self.ranges.get(size.name, DEFAULT_SIZE)
-            self.declared[size.name] = SizeDeclaration(size.name, low, high, "key")
-        return size
+    def _alone(self, text: str) -> Size | None:
+        return self._named(text) if text in self.alone else None
+
+    def _named(self, text: str) -> Size:
+        if text not in self._names:
+            self._names[text] = self._declare(text)
+        return self._names[text]
+
+    def _declare(self, text: str) -> Size:
+        wanted = types.size_name(text)
+        name = next(name for i in count(1) if (name := wanted if i == 1 else f"{wanted}.{i}") not in self.declared)
+        low, high = self.ranges.get(name, DEFAULT_SIZE)
+        self.declared[name] = SizeDeclaration(name, low, high, "key")
+        return Size(name)
 
     def known(self, text: str) -> Expression | None:
         """What a name among the model's own shapes stands for, if an input has it."""
-        name = types.size_name(text)
-        return Size(name) if name in self.declared else None
+        return self._names.get(text)
 
 
 class _Function:
@@ -112,9 +122,11 @@ class _Function:
     def __init__(self, model: ir.Model, options: Options, path: Path) -> None:
         self.model, self.path, self.options = model, path, options
         self.tables = Tables(path, "float32")
-        self.sizes = _Sizes({name: (low, high) for name, low, high in options.sizes})
+        ranges = {name: (low, high) for name, low, high in options.sizes}
+        self.sizes = _Sizes(ranges, types.plain_names(model.graph.inputs))
         self.context = Context(self.tables, model.graph, model.opset_imports, self.sizes.declared)
         self.values: dict[ir.Value, int] = {}
+        self.names: dict[ir.Value, str] = {}
         self.why: dict[ir.Node, NotNative] = {}
         self.models: list[SubModel] = []
 
@@ -152,6 +164,9 @@ class _Function:
 
     def _argument(self, value: ir.Value) -> End:
         """What the caller gives: in a buffer, if one can hold it."""
+        if clean(value.name or "") != value.name:
+            problem = "expected names of up to 500 printable characters, found another"
+            raise CompileError(self.path, problem, field=f"input {brief(value.name)}", next_step="rename it")
         text = types.type_text(value)
         shape, dtype = self._argument_shape(value), dtype_of(value)
         if shape is None or dtype is None:
@@ -166,18 +181,12 @@ class _Function:
     def _argument_shape(self, value: ir.Value) -> tuple[Expression, ...] | None:
         if value.shape is None or not isinstance(value.type, ir.TensorType) or len(value.shape) > 8:
             return None
-        axes: list[Expression] = []
-        for i, axis in enumerate(value.shape):
-            text = axis.value if isinstance(axis, ir.SymbolicDim) else None
-            if isinstance(axis, int):
-                axes.append(axis)
-            else:
-                axes.append(self.sizes.declare(str(text)) if text else self.sizes.size(f"{value.name}.{i}"))
-        return tuple(axes)
+        return tuple(self.sizes.axis(value, i, axis) for i, axis in enumerate(value.shape))
 
     def _visit(self, node: ir.Node) -> None:
         """Sizes alone, launches, or a part of an island."""
-        found = contents.of_node(node, node.version or 0, self.context.contents, self.context.shape)
+        context = self.context
+        found = contents.of_node(node, node.version or 0, context.contents, context.shape, context.limits)
         if found is not None:
             self.context.known[node.outputs[0]] = found
             if not node.outputs[0].is_graph_output():
@@ -274,4 +283,6 @@ class _Function:
         return Tensor(self._value_name(value), "value", "uint8", (), number)
 
     def _value_name(self, value: ir.Value) -> str:
-        return clean(value.name or "value")
+        if value not in self.names:
+            self.names[value] = self.context.unique(clean(value.name or "value"))
+        return self.names[value]

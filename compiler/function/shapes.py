@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hjgc.compiler.function.contents import elements
 from hjgc.compiler.function.lowering import Lowering, lowers
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format import dims
@@ -22,6 +23,8 @@ def _reshape(node: Lowering) -> None:
 def resolved(node: Lowering, x: Tensor, wanted: Sequence[Expression]) -> tuple[Expression, ...]:
     """0 is the operand's own axis, -1 what is left."""
     keep = not node.integer("allowzero", 0)
+    if keep and any(axis == 0 and i >= len(x.shape) for i, axis in enumerate(wanted)):
+        raise ValueError("expected a 0 for an axis that the operand has, found one past its last")
     shape = [x.shape[i] if axis == 0 and keep else axis for i, axis in enumerate(wanted)]
     if -1 in shape:
         rest = dims.product(axis for axis in shape if axis != -1)
@@ -44,8 +47,15 @@ def _flatten(node: Lowering) -> None:
 def _squeeze(node: Lowering) -> None:
     x = node.x(0)
     found = node.ints_or(1, "axes")
+    if found is None and any(not isinstance(axis, int) and _may_be_one(node, axis) for axis in x.shape):
+        raise node.refuse("which axes are 1 is not known beforehand")
     axes = axes_of(found, len(x.shape)) if found is not None else [i for i, axis in enumerate(x.shape) if axis == 1]
     node.give(node.view(x, [axis for i, axis in enumerate(x.shape) if i not in axes]))
+
+
+def _may_be_one(node: Lowering, axis: Expression) -> bool:
+    low, high = node.context.limits(axis)
+    return low <= 1 <= high
 
 
 @lowers("Unsqueeze")
@@ -96,7 +106,7 @@ def _part(node: Lowering, axis: Expression, start: Expression, end: Expression, 
     """Where it begins and how many there are. Raises ValueError where that depends on a size in another way than by
     taking some off either end, or where a size may lie outside of the axis."""
     if isinstance(axis, int) and isinstance(start, int) and isinstance(end, int):
-        found = range(axis)[slice(start, None if step < 0 and end < -axis else end, step)]
+        found = elements(axis, start, end, step)
         return (found[0] if len(found) else 0), len(found)
     if not isinstance(start, int) or step != 1:
         raise ValueError("expected a slice from a number on, in steps of 1, along an axis without a fixed size")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import onnx
 import onnx_ir as ir
 
 from hjgc.plan_format import dims
-from hjgc.plan_format.sizes import Expression, Size
+from hjgc.plan_format.sizes import Expression
 
+NAMELESS = re.compile(r"\W*|none|unk\w*", re.IGNORECASE)
 NAMES = {"FLOAT": "float", "DOUBLE": "double"}
 """Those that ONNX Runtime spells in its own way."""
 Operation = Callable[[Expression, Expression], Expression]
@@ -93,5 +94,20 @@ def size_name(text: str) -> str:
     return clean if re.match(r"[A-Za-z_]", clean) else f"_{clean}"
 
 
-def named(text: str) -> Size:
-    return Size(size_name(text))
+def is_anonymous(text: str) -> bool:
+    """Does a dimension's name say nothing: `?`, `None`, `unk__3`?"""
+    return NAMELESS.fullmatch(text) is not None
+
+
+def plain_names(values: Iterable[ir.Value]) -> frozenset[str]:
+    """Names that stand for an axis of one of these by themselves."""
+    axes = (axis for value in values for axis in value.shape or ())
+    texts = {str(axis.value) for axis in axes if isinstance(axis, ir.SymbolicDim) and axis.value is not None}
+    return frozenset(text for text in texts if not is_anonymous(text) and not _is_expression(text))
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        return not isinstance(ast.parse(text, mode="eval").body, ast.Name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False

@@ -19,7 +19,7 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
     x, block, image = one(inputs), attributes["block"], attributes["image"]
     if x.dtype not in (*FLOATS, *SIGNED) or not block or len(block) != len(image) or min(*block, *image) < 1:
         raise ValueError(f"expected numbers and blocks of an image, found {x.dtype}, {block} and {image}")
-    check_windows(attributes, len(block))
+    check_windows(attributes, len(block), block)
     places = numbers(counts(image, block, attributes)) or ()
     columns = x.shape[1] if len(x.shape) == 3 else None
     if not isinstance(columns, int) or columns % prod(block) or x.shape[2] != prod(max(0, n) for n in places):
@@ -32,6 +32,9 @@ def reference(inputs: Sequence[Any], outputs: Sequence[Any], **attributes: Any) 
     import torch
 
     x, y, block = inputs[0], outputs[0], attributes["block"]
+    if not x.numel():  # then nothing bounds how large a block is
+        y.zero_()
+        return
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     strides, dilations, pads = attributes["strides"], attributes["dilations"], attributes["pads"]
     places = numbers(counts(attributes["image"], block, attributes)) or ()

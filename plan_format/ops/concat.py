@@ -15,6 +15,8 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
     del outputs
     types = present(inputs)
     axis = axis_of(attributes["axis"], len(types[0].shape))
+    if len({len(x.shape) for x in types}) != 1:
+        raise ValueError(f"expected operands of as many axes, found {', '.join(map(str, types))}")
     rest = {(x.dtype, x.shape[:axis], x.shape[axis + 1 :]) for x in types}
     if len(rest) != 1:
         raise ValueError(f"expected shapes that differ along axis {axis} alone, found {', '.join(map(str, types))}")

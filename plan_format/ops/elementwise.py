@@ -75,7 +75,7 @@ def _compute(torch: Any, function: str, arguments: Sequence[Any]) -> Any:
         case "round":
             return torch.round(a)
         case "softplus":
-            return torch.nn.functional.softplus(a, threshold=1e4)
+            return torch.logaddexp(a, torch.zeros_like(a))  # max(a, 0) + log(1 + exp(-|a|)): no overflow
         case "not":
             return ~a
         case "bitnot":

@@ -24,7 +24,7 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
         raise ValueError(f"expected one of {', '.join(KINDS)} of a type that has it, found {kind!r} of {x.dtype}")
     if len(kernel) != len(x.shape) - 2 or not kernel or min(kernel) < 1:
         raise ValueError(f"expected windows over the spatial axes of {x}, found {kernel}")
-    check_windows(attributes, len(kernel))
+    check_windows(attributes, len(kernel), kernel)
     spatial = counts(x.shape[2:], kernel, attributes, up=attributes["up"])
     return (TensorType(x.dtype, (*x.shape[:2], *spatial)),)
 

@@ -27,7 +27,9 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
 
 
 def reference(inputs: Sequence[Any], outputs: Sequence[Any], *, kind: str, axes: tuple[int, ...], keep: bool) -> None:
+    """Sums of half precision are made in float32."""
     x = inputs[0]
+    x = x.float() if x.dtype.is_floating_point and x.dtype.itemsize == 2 else x
     dims = axes_of(axes, x.ndim)
     result = _reduced(x, kind, dims) if dims else _unreduced(x, kind)
     outputs[0].copy_(result.reshape(outputs[0].shape))
@@ -43,8 +45,8 @@ def _reduced(x: Any, kind: str, axes: tuple[int, ...]) -> Any:
             for axis in reversed(axes):
                 x = torch.prod(x, dim=axis, dtype=x.dtype)
             return x
-        case "mean":
-            return torch.mean(x, dim=axes)
+        case "mean":  # of nothing 0, as ONNX Runtime has it
+            return torch.sum(x, dim=axes) / max(1, prod(x.shape[axis] for axis in axes))
         case "log_sum_exp":
             return torch.logsumexp(x, dim=axes)
         case "l2":

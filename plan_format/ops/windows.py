@@ -13,13 +13,19 @@ Windows = Mapping[str, Any]
 """`strides`, `dilations` and `pads` of the spatial axes: as in ONNX, all pads before, then all behind."""
 
 
-def check_windows(windows: Windows, axes: int) -> None:
-    """Raises ValueError where they are not those of so many axes."""
+MOST = (1 << 31) - 1
+"""Of a stride, a dilation, a pad, a window: so that 64 bits hold whatever is computed from them."""
+
+
+def check_windows(windows: Windows, axes: int, kernel: Sequence[int] = ()) -> None:
+    """Raises ValueError where they are not those of so many axes, or too large; a `kernel` that a plan names too."""
     strides, dilations, pads = windows["strides"], windows["dilations"], windows["pads"]
     if not len(strides) == len(dilations) == axes or len(pads) != 2 * axes:
         raise ValueError(f"expected strides, dilations and pads of {axes} axes, found {strides}, {dilations}, {pads}")
     if min(*strides, *dilations, 1) < 1 or min(*pads, 0) < 0:
         raise ValueError(f"expected strides and dilations over 0, pads not under, found {strides}, {dilations}, {pads}")
+    if max(*strides, *dilations, *pads, *kernel, 1) > MOST:
+        raise ValueError(f"expected strides, dilations, pads and windows up to {MOST}, found larger ones")
 
 
 def counts(spatial: Shape, kernel: Sequence[int], windows: Windows, *, up: bool = False) -> Shape:

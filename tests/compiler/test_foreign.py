@@ -10,6 +10,7 @@ import pytest
 
 from hjgc.compiler import CompileResult, compile_model
 from hjgc.plan_format import load
+from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.structs import DynamicSegment, IslandCall, StaticSegment
 from hjgc.runtime.opening import open_session
@@ -117,9 +118,38 @@ def test_large_weights_of_an_island_stay_in_their_file(tmp_path: Path, monkeypat
     monkeypatch.setattr("hjgc.compiler.tables.SMALL_BYTES", 64)
     result = compiled(scaled_by_a_weight, tmp_path)
     (weight,) = (weight for weight in result.plan.weights if weight.placement == "cpu")
-    assert weight.name == "model.norm.weight@cpu"
+    assert weight.name.startswith("model.norm.weight")
     run = compared(result, judge_of(tmp_path / "model.onnx", result.plan), TOLERANCE)
     assert run.first_different(TOLERANCE) is None
+
+
+def late_sum(graph: ir.Graph) -> None:
+    """Each token's place, past the fortieth: what an island computes must not depend on how many rows it gets."""
+    source = find(graph, f"{ATTENTION}.o_proj/MatMul")
+    for name, number in (("zero", 0.0), ("forty", 40.0)):
+        value = ir.Value(name=name, const_value=ir.tensor(np.float32(number), name=name))
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([])
+        graph.register_initializer(value)
+    axis = ir.Value(name="axis", const_value=ir.tensor(np.int64(1), name="axis"))
+    axis.dtype, axis.shape = ir.DataType.INT64, ir.Shape([])
+    graph.register_initializer(axis)
+    insert(graph, "Mul", source.name or "", "model.layers.0/Add", ("zero",))
+    made = graph.node("planted/Mul")
+    chain, last = list[ir.Node](), made.outputs[0]
+    for kind, other in (("Exp", None), ("CumSum", "axis"), ("Sub", "forty"), ("Relu", None)):
+        node = ir.node(kind, [last, *([find(graph, other)] if other else [])], name=f"late/{kind}")
+        last = node.outputs[0]
+        last.name, last.shape, last.type = f"late.{kind}", source.shape, source.type
+        chain.append(node)
+    graph.insert_after(made, chain)
+    add = graph.node("model.layers.0/Add")
+    add.replace_input_with([value is made.outputs[0] for value in add.inputs].index(True), last)
+
+
+def test_what_depends_on_the_number_of_rows_is_refused_also_far_behind(tmp_path: Path) -> None:
+    model = changed(copy_of("gqa", tmp_path), late_sum)
+    with pytest.raises(CompileError, match="each row by itself, found other numbers among 700 rows"):
+        compile_model(model, tmp_path / "plan.hjg", **SMALL)
 
 
 def scaled_by_a_weight(graph: ir.Graph) -> None:

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 
 from hjgc.plan_format import dims
-from hjgc.plan_format.sizes import Binary, Expression, Operation, Size, evaluate, spell
+from hjgc.plan_format.sizes import Binary, Expression, Operation, Size, depth, evaluate, spell
 
 N, M = Size("n"), Size("m")
 SMALL: tuple[Mapping[str, int], ...] = tuple({"n": n, "m": m} for n, m in product(range(1, 8), range(1, 6)))
@@ -123,3 +123,28 @@ def test_rounding_up_is_that_of_numbers(divisor: Expression) -> None:
     for expression in many(200):
         wanted = [-(-a // b) for a, b in zip(values(expression), values(divisor), strict=True)]
         assert values(dims.ceil_div(expression, divisor)) == wanted, (spell(expression), spell(divisor))
+
+
+def sum_of(count: int, sign: int = 1) -> Expression:
+    total: Expression = 1
+    for i in range(count):
+        total = dims.add(total, Size(f"n{i}")) if i % 2 or sign > 0 else dims.sub(total, Size(f"n{i}"))
+    return total
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_long_sum_or_product_is_written_without_depth(sign: int) -> None:
+    whole = sum_of(200, sign)
+    assert depth(whole) <= 11
+    assert depth(dims.product([Size(f"n{i}") for i in range(200)])) <= 9
+    sizes = {f"n{i}": i * i for i in range(200)}
+    assert evaluate(whole, sizes) == 1 + sum(i * i if i % 2 or sign > 0 else -i * i for i in range(200))
+    assert dims.canonical(whole) == whole
+
+
+def test_sums_of_more_terms_than_anybody_needs_are_refused() -> None:
+    sum_of(dims.MAX_TERMS - 1)
+    dims.mul(sum_of(15), dims.product([N, M]))
+    for large in (lambda: sum_of(dims.MAX_TERMS), lambda: dims.mul(sum_of(30), sum_of(30))):
+        with pytest.raises(ValueError, match="at most 256 products"):
+            large()

@@ -5,12 +5,14 @@ Rows are as in test_rules.py; what buffers and launches there are, function_plan
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from hjgc.plan_format import PlanError
+from hjgc.plan_format import PlanError, verify_launch
+from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.verify import verify
 from tests.plan_format.function_plan import function_plan
 from tests.plan_format.test_rules import Change, all_of, binary, broken, drop, nothing, put, turn, twice
@@ -73,6 +75,20 @@ HEADER: list[tuple[str, Change, str]] = [
     ("an output's essay", put("islands.0.outputs.0", "x" * 5000), r"\$\.islands\[0\]\.outputs: expected printable"),
 ]
 
+
+def sum_of(parts: list[Any]) -> Any:
+    half = len(parts) // 2
+    return binary("add", sum_of(parts[:half]), sum_of(parts[half:])) if half else parts[0]
+
+
+def view_of_sums(tree: dict[str, Any]) -> None:
+    """Each axis is legal, their product has 900 terms."""
+    names = [f"n{i}" for i in range(30)]
+    tree["phases"][0]["sizes"] += [{"name": name, "low": 0, "high": 0, "lives": "key"} for name in names]
+    axis = sum_of([{"type": "size", "name": name} for name in names])
+    put("phases.0.buffers.6.shape", [axis, axis, axis])(tree)
+
+
 MEMORY: list[tuple[str, Change, str]] = [
     ("a buffer of a size under 0", put("phases.0.buffers.2.shape.0", binary("sub", N, 1)), r"buffers\[2\]\.shape: ex"),
     (
@@ -103,6 +119,7 @@ MEMORY: list[tuple[str, Change, str]] = [
         put("phases.0.buffers.6.shape", [N]),
         r"buffers\[6\]\.shape: expected \(4 \* N\) elem",
     ),
+    ("a view of sums", view_of_sums, r"buffers\[6\]\.shape: expected a size that is a sum of at most 256 products"),
     (
         "a view before its buffer",
         put("phases.0.buffers.2.first", 1),
@@ -287,6 +304,20 @@ def test_a_function_is_refused_for(change: Change, words: str) -> None:
     plan, sections = function_plan()
     with pytest.raises(PlanError, match=words):
         verify(broken(plan, change), sections, Path("p.hjg"))
+
+
+@pytest.mark.parametrize("error", [ValueError, IndexError, TypeError, OverflowError, RecursionError, ZeroDivisionError])
+def test_an_op_that_stumbles_over_its_operands_refuses_them(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def stumble(*_: object) -> NoReturn:
+        raise error("no such axis")
+
+    stumbling = replace(all_ops()["elementwise"], infer=stumble)
+    monkeypatch.setattr(verify_launch, "all_ops", lambda: {**all_ops(), "elementwise": stumbling})
+    plan, sections = function_plan()
+    with pytest.raises(PlanError, match=r"launches\[0\]\.operands: elementwise: no such axis"):
+        verify(plan, sections, Path("p.hjg"))
 
 
 LEGAL: list[tuple[str, Change]] = [

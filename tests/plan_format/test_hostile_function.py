@@ -68,19 +68,55 @@ def test_another_sub_model_than_the_plan_names_is_refused(tmp_path: Path) -> Non
         load(plan)
 
 
-def test_an_island_whose_data_lie_in_a_file_is_refused_and_the_file_left_alone(tmp_path: Path) -> None:
-    """ONNX Runtime would read any file beside the process that it is named."""
-    source = write_function_plan(tmp_path)
+def first_sub_model(plan: Path) -> onnx.ModelProto:
+    with open_plan_file(plan) as file:
+        island = file.plan.islands[0]
+        return onnx.ModelProto.FromString(file.section("islands")[island.offset : island.offset + island.length])
+
+
+def with_sub_model(source: Path, data: bytes, **fields: Any) -> Path:
+    """The plan with another first island."""
     with open_plan_file(source) as file:
         plan, sections = file.plan, {kind: file.section(kind) for kind in ("constants", "islands")}
-    island = plan.islands[0]
-    model = onnx.ModelProto.FromString(sections["islands"][island.offset : island.offset + island.length])
-    outside = model.graph.initializer.add(name="secret", data_type=TensorProto.FLOAT, dims=[1])
-    outside.data_location = TensorProto.EXTERNAL
-    outside.external_data.add(key="location", value="weights.bin")
-    data = model.SerializeToString()
-    hostile = replace(island, offset=0, length=len(data), sha256=hashlib.sha256(data).hexdigest())
-    plan = replace(plan, islands=(hostile, *(replace(one, offset=0, length=1) for one in plan.islands[1:])))
-    save(tmp_path / "hostile.hjg", plan, sections=sections | {"islands": data})
-    with pytest.raises(PlanError, match=r"expected all data of island\.0 .* inside the plan"):
-        load(tmp_path / "hostile.hjg")
+    behind = {"offset": len(sections["islands"]), "length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    plan = replace(plan, islands=(replace(plan.islands[0], **behind, **fields), *plan.islands[1:]))
+    save(source.with_name("hostile.hjg"), plan, sections=sections | {"islands": sections["islands"] + data})
+    return source.with_name("hostile.hjg")
+
+
+@pytest.mark.parametrize("spelling", [b"\x0a\x08location", b"\x0a\x88\x00location"])
+def test_an_island_whose_data_lie_in_a_file_is_refused_and_the_file_left_alone(tmp_path: Path, spelling: bytes) -> None:
+    """ONNX Runtime would read any file beside the process that it is named."""
+    source = write_function_plan(tmp_path)
+    outside = TensorProto(name="secret", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor = outside.SerializeToString() + wrapped(13, spelling + b"\x12\x0bweights.bin")
+    data = first_sub_model(source).SerializeToString() + wrapped(7, wrapped(5, tensor))
+    assert onnx.ModelProto.FromString(data).graph.initializer[-1].external_data[0].key == "location"
+    with pytest.raises(
+        PlanError, match=r"\$\.islands\[0\]: expected all data inside .* a tensor that names .* island\.0"
+    ):
+        load(with_sub_model(source, data))
+
+
+def wrapped(number: int, content: bytes) -> bytes:
+    """A short field of protobuf."""
+    assert len(content) < 128
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def test_an_island_that_begins_like_another_format_is_read_as_onnx(tmp_path: Path) -> None:
+    """ONNX Runtime would else take bytes that nobody looked at for a model of its own format."""
+    source = write_function_plan(tmp_path)
+    data = wrapped(2, b"\0\0ORTM") + first_sub_model(source).SerializeToString()
+    assert data[4:8] == b"ORTM"
+    load(with_sub_model(source, data)).close()
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime would leave the memory that is bound for it as it is."""
+    source = write_function_plan(tmp_path)
+    model = first_sub_model(source)
+    model.graph.output[0].CopyFrom(model.graph.input[0])
+    plan = with_sub_model(source, model.SerializeToString(), outputs=(model.graph.input[0].name,))
+    with pytest.raises(PlanError, match=r"\$\.islands\[0\]\.outputs: expected outputs of other names than inputs"):
+        load(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.ops import all_ops
@@ -30,8 +31,12 @@ LINE: dict[str, Any] = {
 }  # fmt: skip
 SAMPLE = {"mode": "nearest", "padding": "zeros", "align": False}
 BLOCKS = {**SLIDE, "image": (4, 4), "block": (2, 2)}
+CONCAT = {"axis": 1}
 REFUSED: list[tuple[str, list[TensorType], list[TensorType], dict[str, Any]]] = [
     ("shape_of", [X], [], {"start": 1, "end": 3}),
+    ("concat", [X, t(3)], [], CONCAT),
+    ("concat", [X, t(3, 4, 5)], [], CONCAT),
+    ("concat", [t(), t()], [], CONCAT),
     ("fill", [], [t(2, dtype="uint8")], {"value": "uint8:256"}),
     ("fill", [X], [X], {"value": "float32:1"}),
     ("fill", [], [X], {"value": "neg(float32:1)"}),
@@ -61,6 +66,12 @@ REFUSED: list[tuple[str, list[TensorType], list[TensorType], dict[str, Any]]] = 
     ("conv", [IMAGE, t(4, 2, 3, 3)], [], {**CONV, "strides": (0, 1)}),
     ("conv", [IMAGE, t(4, 2, 3, 3)], [], {**CONV, "pads": (0, 0)}),
     ("conv", [IMAGE, t(4, 2, 3, 3)], [], {**CONV, "groups": 0}),
+    ("conv", [IMAGE, t(4, 2, 3, 3)], [], {**CONV, "pads": (1 << 40, 0, 0, 0)}),
+    ("conv", [IMAGE, t(4, 2, 3, 3)], [], {**CONV, "strides": (1, 1 << 31)}),
+    ("conv", [IMAGE, t(4, 2, 1, 1)], [], {**CONV, "dilations": (1, 1 << 31)}),
+    ("conv_transpose", [IMAGE, t(2, 2, 3, 3)], [], {**CONV, "strides": (1 << 40, 1), "extra": (0, 0)}),
+    ("pool", [IMAGE], [], {**POOL, "kernel": (1 << 31, 1), "pads": ((1 << 31) - 1, 0, 0, 0)}),
+    ("col2im", [t(1, 0, 1)], [], {**BLOCKS, "block": (1 << 40, 4), "pads": (0, 0, (1 << 31) - 1, 0)}),
     ("conv_transpose", [IMAGE, t(3, 2, 3, 3)], [], {**CONV, "extra": (0, 0)}),
     ("conv_transpose", [IMAGE, t(2, 2, 3, 3)], [], {**CONV, "extra": (0,)}),
     ("pool", [IMAGE], [], {**POOL, "kernel": (2,)}),
@@ -93,3 +104,12 @@ def test_windows_are_counted_of_sizes_without_numbers() -> None:
     height = Size("h")
     found = infer([t(1, 2, height, 5), t(4, 2, 3, 3)], [], {**CONV, "pads": (1, 0, 1, 0)})
     assert found == (t(1, 4, height, 3),)
+
+
+def test_no_blocks_make_an_image_of_zeros_however_large_they_are() -> None:
+    image = torch.ones(1, 0, 4, 4)
+    large = {**BLOCKS, "block": (1 << 30, 1 << 30), "pads": ((1 << 30) - 4, (1 << 30) - 4, 0, 0)}
+    all_ops()["col2im"].reference([torch.empty(1, 0, 1)], [image], **large)
+    image = torch.ones(1, 2, 4, 4)
+    all_ops()["col2im"].reference([torch.empty(1, 8, 0)], [image], **{**BLOCKS, "image": (1, 4)})
+    assert not image.any()
