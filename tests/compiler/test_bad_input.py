@@ -440,7 +440,8 @@ def test_nodes_may_come_in_any_order_and_share_a_name(model: Path) -> None:
 def test_a_name_with_line_ends_leaves_the_error_on_one_line(model: Path) -> None:
     def rename(proto: onnx.ModelProto) -> None:
         node = next(node for node in proto.graph.node if node.op_type == "Sigmoid")
-        node.op_type, node.name = "Tanh", "bad\nname\r\nTraceback"
+        node.domain, node.op_type, node.name = "com.acme", "Magic", "bad\nname\r\nTraceback"
+        proto.opset_import.add(domain="com.acme", version=1)
 
     assert "node bad name Traceback" in str(refusal(edited(model, rename)))
 
