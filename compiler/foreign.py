@@ -9,7 +9,7 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -28,13 +28,9 @@ READS: Mapping[str, tuple[int, ...]] = {
     "HostCall": (0,),
 }  # fmt: skip
 """Our words that read rows, and in which operands."""
-
-
 TOKENS = "tokens"
 Axes = tuple[int | str, ...]
 """Sizes: numbers, or TOKENS for the rows of a call."""
-
-
 READERS = ("Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements")
 CHOOSERS = ("TopK", "ArgMax", "ArgMin", "NonZero")
 
@@ -58,17 +54,19 @@ def lift_foreign(model: ir.Model, leftovers: Sequence[ir.Node], ids: ir.Value) -
     _name_values(leftovers)
     sizes = _size_nodes(leftovers, ids)
     running = [node for node in leftovers if node not in sizes]
-    words = {node for node in model.graph if node not in set(leftovers)}
+    words = set(model.graph) - set(leftovers)
     found: list[Foreign] = []
-    partition = Partition(model.graph, running, set(running), lambda value: None, words)
-    for group in partition.order():
-        assert isinstance(group, Group), "all of them are foreign"
+    nodes = [node for node in model.graph if node not in sizes]
+    partition = Partition(model.graph, nodes, set(running), lambda value: None)
+    for group in (entry for entry in partition.order() if isinstance(entry, Group)):
         made = _foreign(group, words, sizes, partition)
         if isinstance(made, str):
             return made
         found.append(made)
+    renamed: dict[ir.Value, ir.Value] = {}
     for number, foreign in enumerate(found):
-        _replace(model, foreign, number)
+        found[number] = replace(foreign, inputs=tuple(renamed.get(value, value) for value in foreign.inputs))
+        renamed |= _replace(model, found[number], number)
     model.graph.remove(leftovers)
     return found
 
@@ -103,7 +101,7 @@ def _name_values(nodes: Sequence[ir.Node]) -> None:
     values = dict.fromkeys(value for node in nodes for value in (*used_values(node), *node.outputs))
     for number, value in enumerate(values):
         if not value.name:
-            value.name = f"rows.{number}"
+            value.name = f"~{number}"
 
 
 def _foreign(group: Group, words: set[ir.Node], sizes: Mapping[ir.Node, Axes], partition: Partition) -> Foreign | str:
@@ -203,18 +201,20 @@ def _read_width(user: ir.Node, place: int) -> int | None:
     return inputs if place == 0 else outputs
 
 
-def _replace(model: ir.Model, foreign: Foreign, number: int) -> None:
-    """An `Island` node in place of the nodes, which keep their operands for the sub-model."""
+def _replace(model: ir.Model, foreign: Foreign, number: int) -> dict[ir.Value, ir.Value]:
+    """An `Island` node in place of the nodes, which keep their operands for the sub-model. What it gives in place of
+    each of their results: others read that from now on, also where they belong to an island of their own."""
     attributes = [ir.AttrInt64("number", number)]
     made = ir.Node(DOMAIN, ISLAND, list(foreign.inputs), attributes, num_outputs=len(foreign.outputs))
     names = dict.fromkeys(name for node in foreign.nodes for name in source_nodes(node))
     made.metadata_props[NODES_KEY] = "\n".join(names)
     made.name = f"island.{number}"
     for mine, theirs in zip(made.outputs, foreign.outputs, strict=True):
-        mine.shape, mine.type, mine.name = theirs.shape, theirs.type, f"{theirs.name}.rows"
+        mine.shape, mine.type, mine.name = theirs.shape, theirs.type, f"{theirs.name}~rows"
     model.graph.insert_after(foreign.nodes[-1], [made])
     own = set(foreign.nodes)
     for mine, theirs in zip(made.outputs, foreign.outputs, strict=True):
         for user, place in tuple(theirs.uses()):
             if user not in own and user is not made:
                 user.replace_input_with(place, mine)
+    return dict(zip(foreign.outputs, made.outputs, strict=True))

@@ -32,6 +32,7 @@ PLAN_TYPES: dict[str, int] = {
     "bfloat16": TensorProto.BFLOAT16,
 }
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+AXIS = "~axis"
 TRIED_ROWS = (5, 33, 700)
 """The last is past what a prompt has in one call, and past most windows and tables."""
 MANY = 64
@@ -54,9 +55,9 @@ def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubM
             proto.opset_import.append(helper.make_opsetid(domain, version))
     graph, kind = proto.graph, PLAN_TYPES[dtype]
     graph.name = "island"
-    graph.initializer.append(helper.make_tensor("rows.axis", TensorProto.INT64, [1], [0]))
+    graph.initializer.append(helper.make_tensor(AXIS, TensorProto.INT64, [1], [0]))
     for value in foreign.inputs:
-        graph.input.append(helper.make_tensor_value_info(f"{value.name}.in", kind, ["rows", None]))
+        graph.input.append(helper.make_tensor_value_info(f"{value.name}~in", kind, ["rows", None]))
         graph.node.extend(_entering(value.name or ""))
     first = graph.input[0].name
     weights = list(_weights(graph, foreign))
@@ -65,7 +66,7 @@ def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubM
         graph.node.extend(_spelt(node) if axes is None else _sizes(node.outputs[0].name or "", axes, first))
     names: list[str] = []
     for value in foreign.outputs:
-        names.append(f"{value.name}.out")
+        names.append(f"{value.name}~out")
         graph.output.append(helper.make_tensor_value_info(names[-1], kind, None))
         graph.node.extend(_leaving(value.name or "", names[-1], kind))
     nodes = [name for node in foreign.nodes for name in source_nodes(node)]
@@ -75,15 +76,15 @@ def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubM
 
 
 def _entering(name: str) -> Iterator[onnx.NodeProto]:
-    yield helper.make_node("Cast", [f"{name}.in"], [f"{name}.wide"], to=TensorProto.FLOAT)
-    yield helper.make_node("Unsqueeze", [f"{name}.wide", "rows.axis"], [name])
+    yield helper.make_node("Cast", [f"{name}~in"], [f"{name}~wide"], to=TensorProto.FLOAT)
+    yield helper.make_node("Unsqueeze", [f"{name}~wide", AXIS], [name])
 
 
 def _sizes(result: str, axes: Axes, rows: str) -> Iterator[onnx.NodeProto]:
     """What a Shape node finds, from the rows of this call."""
     parts: list[str] = []
     for i, axis in enumerate(axes):
-        parts.append(f"{result}.{i}")
+        parts.append(f"{result}~{i}")
         if isinstance(axis, str):  # TOKENS
             yield helper.make_node("Shape", [rows], [parts[-1]], end=1)
         else:
@@ -93,16 +94,16 @@ def _sizes(result: str, axes: Axes, rows: str) -> Iterator[onnx.NodeProto]:
 
 
 def _leaving(name: str, result: str, kind: int) -> Iterator[onnx.NodeProto]:
-    yield helper.make_node("Squeeze", [name, "rows.axis"], [f"{name}.rows"])
-    yield helper.make_node("Cast", [f"{name}.rows"], [result], to=kind)
+    yield helper.make_node("Squeeze", [name, AXIS], [f"{name}~rows"])
+    yield helper.make_node("Cast", [f"{name}~rows"], [result], to=kind)
 
 
 def _spelt(node: ir.Node) -> Iterator[onnx.NodeProto]:
     """A node of the file; one of our own words as ONNX spells it."""
     if is_op(node, "Silu"):
         x, y = (node.inputs[0].name if node.inputs[0] else "") or "", node.outputs[0].name or ""
-        yield helper.make_node("Sigmoid", [x], [f"{y}.sigmoid"])
-        yield helper.make_node("Mul", [x, f"{y}.sigmoid"], [y])
+        yield helper.make_node("Sigmoid", [x], [f"{y}~sigmoid"])
+        yield helper.make_node("Mul", [x, f"{y}~sigmoid"], [y])
     else:
         proto = ir.serde.serialize_node(node)
         _widen(proto)
@@ -136,9 +137,9 @@ def _weights(graph: onnx.GraphProto, foreign: Foreign) -> Iterator[ir.Value]:
             continue
         shape = [int(axis) for axis in tensor.shape.numpy()]
         wide_already = tensor.dtype == ir.DataType.FLOAT
-        graph.input.append(helper.make_tensor_value_info(name if wide_already else f"{name}.in", tensor.dtype, shape))
+        graph.input.append(helper.make_tensor_value_info(name if wide_already else f"{name}~in", tensor.dtype, shape))
         if not wide_already:
-            graph.node.append(helper.make_node("Cast", [f"{name}.in"], [name], to=TensorProto.FLOAT))
+            graph.node.append(helper.make_node("Cast", [f"{name}~in"], [name], to=TensorProto.FLOAT))
         yield value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,12 +76,10 @@ class Partition:
         nodes: Iterable[ir.Node],
         foreign: set[ir.Node],
         contents_of: Callable[[ir.Value], Contents | None],
-        words: Set[ir.Node] = frozenset(),
     ) -> None:
         """`nodes`: those that run, in order; of them `foreign` are none of ours. `contents_of`: the sizes in a value
-        that need not be computed, if they are known. `words`: other nodes that run, which no island repeats for
-        itself."""
-        self._contents, self._foreign, self._words = contents_of, foreign, words
+        that need not be computed, if they are known."""
+        self._contents, self._foreign = contents_of, foreign
         self._nodes = list(nodes)
         self._running = set(self._nodes)
         self._users: dict[ir.Value, list[ir.Node]] = {}
@@ -145,9 +143,7 @@ class Partition:
         def visit(node: ir.Node) -> None:
             for value in used_values(node):
                 maker = value.producer()
-                if maker is None or maker in self._running or maker in self._words:
-                    continue
-                if not self._is_number(value):
+                if maker is not None and maker not in self._running and not self._is_number(value):
                     visit(maker)
                     found[maker] = None
 

@@ -35,6 +35,15 @@ def in_every_layer(op_type: str) -> Change:
     return change
 
 
+def behind_both_halves(graph: ir.Graph) -> None:
+    """An operator on what attention gives, and one on what the products behind it give: the second island reads rows
+    that the first gives."""
+    insert(graph, "Elu", f"{ATTENTION}.o_proj/MatMul", "model.layers.0/Add")
+    find(graph, "planted").name = "planted.first"
+    graph.node("planted/Elu").name = "planted/first"
+    insert(graph, "Elu", f"{MLP}.down_proj/MatMul", "model.layers.0/Add_1")
+
+
 def reshaped(graph: ir.Graph) -> None:
     made = insert(graph, "Reshape", "Gather", "model.layers.0/Add", ("int64[1,-1,64]",))
     made.shape = ir.Shape(["sequence_length", 1, 64])
@@ -52,6 +61,7 @@ CHANGES: dict[str, tuple[Change, int]] = {
     "gate_times_itself": (rewired(f"{MLP}/Mul_1", 0, f"{MLP}.gate_proj/MatMul"), 1),
     "a_product_added_to_itself": (added_to_itself, 1),
     "a_view_of_the_rows": (reshaped, 1),
+    "behind_both_halves": (behind_both_halves, 2),
 }
 
 
