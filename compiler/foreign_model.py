@@ -6,7 +6,6 @@ Its rows come and go as launches have them, [tokens, H] in the plan's type. Insi
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from hjgc.compiler.foreign import Axes, Foreign
-from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, used_values
+from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, open_island, used_values
 from hjgc.compiler.rules.rule import FLOATS, is_op, source_nodes
 from hjgc.compiler.tables import read_tensor
 from hjgc.plan_format.dtypes import DType
@@ -153,7 +152,7 @@ def try_rows(made: SubModel, weights: Sequence[ir.Value], widths: Sequence[int],
     large = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     if large > MOST_TRIED:
         return f"node {named}: that it computes each row by itself was not tried, its weights take {large >> 20} MiB"
-    session, random = _session(made, named, path), np.random.default_rng(20261129)
+    session, random = open_island(made.data, made.nodes, path), np.random.default_rng(20261129)
     fixed = {name: _made_up(value, random) for name, value in zip(made.inputs[len(widths) :], weights, strict=True)}
 
     def run(rows: Sequence[Rows]) -> list[Any]:
@@ -199,15 +198,3 @@ def _made_up(value: ir.Value, random: np.random.Generator) -> NDArray[Any]:
     shape = tuple(int(axis) for axis in tensor.shape.numpy())
     numbers = random.standard_normal(shape, np.float32) / np.sqrt(max(shape[-1:], default=1))
     return numbers.astype(tensor.dtype.numpy())
-
-
-def _session(made: SubModel, named: str, path: Path) -> Any:
-    ort: Any = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(made.data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
-        words = " ".join(str(error).split())[:300]
-        problem = f"expected a node that a rule covers or ONNX Runtime computes, found another ({words})"
-        raise CompileError(path, problem, field=f"node {named}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -293,19 +293,21 @@ def table(models: list[SubModel]) -> tuple[tuple[Island, ...], bytes]:
 
 def try_islands(network: Network, path: Path) -> None:
     """Have ONNX Runtime take each sub-model, if it is installed. Raises CompileError with its words and the nodes."""
-    if not network.islands or find_spec("onnxruntime") is None:
+    if find_spec("onnxruntime") is None:
         return
+    for island in network.islands:
+        open_island(network.island_bytes[island.offset : island.offset + island.length], island.nodes, path)
+
+
+def open_island(data: bytes, nodes: Sequence[str], path: Path) -> Any:
+    """ONNX Runtime's session of a sub-model. If it takes none, a CompileError with its words and the nodes."""
     ort: Any = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    for island in network.islands:
-        data = network.island_bytes[island.offset : island.offset + island.length]
-        try:
-            ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
-            words = " ".join(str(error).split())[:400]
-            nodes = ", ".join(island.nodes[:5])
-            problem = f"expected nodes that hjgc or ONNX Runtime computes, found others ({words})"
-            step = "install the onnxruntime that has these operators, or export the model without them"
-            raise CompileError(path, problem, field=f"node {nodes}", next_step=step) from None
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
+        words = " ".join(str(error).split())[:400]
+        problem = f"expected nodes that hjgc or ONNX Runtime computes, found others ({words})"
+        step = "install the onnxruntime that has these operators, or export the model without them"
+        raise CompileError(path, problem, field=f"node {', '.join(nodes[:5])}", next_step=step) from None

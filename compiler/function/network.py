@@ -120,7 +120,7 @@ class _Function:
     """One model on its way."""
 
     def __init__(self, model: ir.Model, options: Options, path: Path) -> None:
-        self.model, self.path, self.options = model, path, options
+        self.model, self.path = model, path
         self.tables = Tables(path, "float32")
         ranges = {name: (low, high) for name, low, high in options.sizes}
         self.sizes = _Sizes(ranges, types.plain_names(model.graph.inputs))
@@ -265,18 +265,15 @@ class _Function:
         return Step(name, "island", operands, {}, model.nodes, values, island=number, causes=causes)
 
     def _taken(self, value: ir.Value) -> Tensor:
-        held = self.context.hold(value)
-        if isinstance(held, Tensor) and not (value.producer() in self.why and not self._in_buffer(value)):
-            return held
-        return self._host_value(value)
+        return self._given(value) if value.producer() in self.why else self._held(value)
 
     def _given(self, value: ir.Value) -> Tensor:
-        held = self.context.held[value]
-        return held if isinstance(held, Tensor) and self._in_buffer(value) else self._host_value(value)
+        """What an island gives: in a buffer if a launch reads it, else the host keeps it."""
+        return self._held(value) if self._is_read(value) else self._host_value(value)
 
-    def _in_buffer(self, value: ir.Value) -> bool:
-        """Of what an island gives: in a buffer if a launch reads it, else the host keeps it."""
-        return self._is_read(value)
+    def _held(self, value: ir.Value) -> Tensor:
+        held = self.context.hold(value)
+        return held if isinstance(held, Tensor) else self._host_value(value)
 
     def _host_value(self, value: ir.Value) -> Tensor:
         number = self.values.setdefault(value, len(self.values))

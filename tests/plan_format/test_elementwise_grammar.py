@@ -155,10 +155,10 @@ def test_each_function_takes_the_types_of_its_kind_and_no_others(name: str) -> N
     text = f"{name}({', '.join(['x0'] * function.operands)})"
     for dtype in KINDS["any"]:
         if dtype in KINDS[function.kind]:
-            assert type_of(parse(text, (dtype,)), (dtype,)) == (function.gives or dtype)  # type: ignore[arg-type]
+            assert type_of(parse(text, (dtype,)), (dtype,)) == (function.gives or dtype)  # type: ignore[arg-type] (one of the types)
         else:
             with pytest.raises(ValueError, match=f"type for {name}"):
-                parse(text, (dtype,))  # type: ignore[arg-type]
+                parse(text, (dtype,))  # type: ignore[arg-type] (one of the types)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.5, 1e-30, -3.4e38, math.inf, -math.inf])
