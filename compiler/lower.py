@@ -25,7 +25,7 @@ NORMALISED = ("attention_inputs", "gated_linear")
 def lower(network: Network, targets: tuple[str, ...]) -> Network:
     """The network for these targets; the same one if no GPU is among them."""
     gpus = tuple(target for target in targets if target != "cpu")
-    if not gpus:
+    if not gpus or any(program.function for program in network.programs):
         return network
     lowering = _Lowering(network, gpus)
     programs = tuple(map(lowering.program, network.programs))

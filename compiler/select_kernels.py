@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hjgc.compiler.build_variants import VariantKey
+from hjgc.compiler.function.choice import Limits, choose_tensor
 from hjgc.compiler.kernels import template
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_choice import RANGED, Choice, choose_prefill, range_ends, splits
@@ -19,6 +20,7 @@ from hjgc.compiler.program import Program, Step
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import bind_axes
+from hjgc.plan_format.sizes import bounds
 from hjgc.plan_format.structs import (
     DTypes,
     HostCall,
@@ -60,14 +62,16 @@ class Selector:
         if target == "cpu":
             return ReferenceCall()
         try:
+            if program.function:
+                return self._call(step, target, choose_tensor(step, target, size_limits(program)))
             rows = most_rows(program)
             if rows is None:
                 return self._call(step, target, Choice(*self._decode(step, target)))
             return self._prompt(step, target, rows, parts)
-        except NoTemplate:
+        except NoTemplate as why:
             raise CompileError(
                 self._path,
-                f"expected a kernel template on {target} for each step, found none for {step.op}",
+                f"expected a kernel template on {target} for each step, found none for {step.op}: {why}",
                 field=f"step {step.name}",
                 next_step="compile with --target cpu",
             ) from None
@@ -101,11 +105,19 @@ class Selector:
         if ahead:
             self.ahead.add(key)
         op = all_ops()[step.op]
-        letters = bind_axes(op, {role: tensor.shape for role, tensor in step.operands.items()})
+        letters = choice.letters
+        if letters is None:
+            letters = bind_axes(op, {role: tensor.shape for role, tensor in step.operands.items()})
         roles = op.ordered(step.operands)
         # Only the roles count here: emit knows where operands live.
         operands = tuple(Operand(role.name, step.operands[role.name].space, 0, role.access) for role in roles)
         return found.call(number, choice.axes, operands, letters)
+
+
+def size_limits(program: Program) -> Limits:
+    """The least and the most of each expression over the program's sizes."""
+    ranges = {size.name: (size.low, size.high) for size in program.sizes}
+    return lambda axis: bounds(axis, ranges)
 
 
 def kernels_text(programs: Sequence[Program], tables: Sequence[KernelTable], variants: tuple[VariantKey, ...]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from hjgc.compiler.program import Tensor
+from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.structs import Blocks, Constant, Part, Placement, Source, Weight
@@ -66,6 +67,7 @@ class Tables:
     _shaped: dict[tuple[str, int, tuple[int, ...]], Tensor] = field(
         default_factory=dict[tuple[str, int, tuple[int, ...]], Tensor]
     )
+    _stacks: dict[tuple[str, ...], Tensor] = field(default_factory=dict[tuple[str, ...], Tensor])
     _model: mmap.mmap | None = None
     _cursor: int = 0
     """Weights inside the model tend to lie in the order of their use."""
@@ -114,6 +116,71 @@ class Tables:
     def whole_numbers(self, name: str, numbers: Sequence[int], shape: tuple[int, ...], dtype: DType) -> Tensor:
         """Numbers that the compiler found as a constant of the plan."""
         return self._inside(self._unique(name), np.array(numbers, dtype).tobytes(), dtype, shape)
+
+    def number(self, tensor: Tensor) -> float | int | None:
+        """The one element of a constant; None if it is of a type that numpy has not."""
+        entry = list(self.constants.values())[tensor.index]
+        if entry.dtype == "bfloat16":
+            return None
+        data = bytes(self.constant_bytes[entry.offset : entry.offset + entry.length])
+        return np.frombuffer(data, entry.dtype)[0].item()
+
+    def stacked(self, tensors: Sequence[Tensor], transposed: Sequence[bool]) -> Tensor | None:
+        """Matrices, or rows of numbers, stacked along axis 0, each transposed before where that is said, as one weight
+        or constant; None if some lie in files and others inside the plan."""
+        names = tuple(f"{x.name}.T" if flag else x.name for x, flag in zip(tensors, transposed, strict=True))
+        if names not in self._stacks:
+            spaces = {tensor.space for tensor in tensors}
+            if spaces == {"weight"}:
+                self._stacks[names] = self._stacked_weight("+".join(names), tensors, transposed)
+            elif spaces == {"constant"} and not any(transposed):
+                self._stacks[names] = self._stacked_constant("+".join(names), tensors)
+            else:
+                return None
+        return self._stacks[names]
+
+    def _stacked_weight(self, name: str, tensors: Sequence[Tensor], transposed: Sequence[bool]) -> Tensor:
+        weights = [list(self.weights.values())[tensor.index] for tensor in tensors]
+        sources = tuple(
+            replace(source, transpose=source.transpose != flag)
+            for weight, flag in zip(weights, transposed, strict=True)
+            for source in weight.sources
+        )
+        shapes = [x.shape[::-1] if flag else x.shape for x, flag in zip(weights, transposed, strict=True)]
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        size = sum(weight.bytes for weight in weights)
+        return self._own(Weight(self._unique(name[:200]), weights[0].dtype, shape, size, sources))
+
+    def _stacked_constant(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        entries = [list(self.constants.values())[tensor.index] for tensor in tensors]
+        data = b"".join(bytes(self.constant_bytes[e.offset : e.offset + e.length]) for e in entries)
+        shape = (sum(entry.shape[0] for entry in entries), *entries[0].shape[1:])
+        return self._inside(self._unique(name[:200]), data, entries[0].dtype, shape)
+
+    def keep(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+        """Forget weights and constants that none of these steps names; the steps, with the places of those left."""
+        named = {(x.space, x.index) for step in steps for x in step.operands.values()}
+        weights = [i for i in range(len(self.weights)) if ("weight", i) in named]
+        constants = [i for i in range(len(self.constants)) if ("constant", i) in named]
+        places = {("weight", old): new for new, old in enumerate(weights)}
+        places |= {("constant", old): new for new, old in enumerate(constants)}
+        self.weights = {key: w for i, (key, w) in enumerate(self.weights.items()) if ("weight", i) in named}
+        left = [entry for i, entry in enumerate(self.constants.values()) if ("constant", i) in named]
+        self._keep_constants(left)
+        return tuple(replace_places(step, places) for step in steps)
+
+    def _keep_constants(self, entries: Sequence[Constant]) -> None:
+        """Those that share bytes go on doing so."""
+        data, moved = bytearray(), dict[tuple[int, int], int]()
+        self.constants = {}
+        for entry in entries:
+            part = (entry.offset, entry.length)
+            if part not in moved:
+                data += bytes(-len(data) % CONSTANT_ALIGNMENT)
+                moved[part] = len(data)
+                data += self.constant_bytes[entry.offset : entry.offset + entry.length]
+            self.constants[entry.name] = replace(entry, offset=moved[part])
+        self.constant_bytes = data
 
     def reshaped(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same elements in another shape: of a constant the same bytes, of a weight a copy when it is loaded."""
@@ -246,6 +313,15 @@ class Tables:
         entry = Constant(name, dtype, shape, len(self.constant_bytes), len(data))
         self.constant_bytes += data
         return entry
+
+
+def replace_places(step: Step, places: Mapping[tuple[str, int], int]) -> Step:
+    """The step with its weights and constants at other places of their tables."""
+    operands = {
+        role: dataclasses.replace(x, index=places[x.space, x.index]) if (x.space, x.index) in places else x
+        for role, x in step.operands.items()
+    }
+    return dataclasses.replace(step, operands=operands)
 
 
 def read_tensor(tensor: ir.TensorProtocol) -> NDArray[Any]:

@@ -14,7 +14,9 @@ from itertools import count
 import onnx_ir as ir
 
 from hjgc.compiler.function import contents
+from hjgc.compiler.function.choice import choose_tensor
 from hjgc.compiler.function.contents import Contents
+from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.compiler.program import Step, Tensor
 from hjgc.compiler.rules.rule import node_name
 from hjgc.compiler.tables import ALL_DTYPES, Tables, dtype_of
@@ -54,10 +56,17 @@ class Context:
     """What is known of a model's values while its nodes are lowered in order."""
 
     def __init__(
-        self, tables: Tables, graph: ir.Graph, opsets: Mapping[str, int], declared: Mapping[str, SizeDeclaration]
+        self,
+        tables: Tables,
+        graph: ir.Graph,
+        opsets: Mapping[str, int],
+        declared: Mapping[str, SizeDeclaration],
+        targets: tuple[str, ...] = (),
     ) -> None:
-        """`declared`: the sizes that the arguments name, as they come to be known."""
+        """`declared`: the sizes that the arguments name, as they come to be known; `targets`: GPUs that every step
+        needs a kernel for."""
         self.tables, self.graph, self.opsets, self.declared = tables, graph, opsets, declared
+        self.targets = targets
         self.held: dict[ir.Value, Held] = {}
         self.known: dict[ir.Value, Contents | None] = {}
         self.steps: dict[ir.Node, list[Step]] = {}
@@ -126,6 +135,7 @@ class Context:
         lowering = Lowering(self, node, node.version or self.opsets.get(domain, 1))
         try:
             rule(lowering)
+            self._check_kernels(lowering.steps)
         except NotNative as why:
             return why
         except (ValueError, IndexError, KeyError, ZeroDivisionError, OverflowError) as error:  # odd attributes
@@ -135,6 +145,15 @@ class Context:
         self.steps[node] = lowering.steps
         self._names.update(step.name for step in lowering.steps)
         return None
+
+    def _check_kernels(self, steps: Sequence[Step]) -> None:
+        """Raises NotNative for the first step that a GPU has no kernel for."""
+        for step in steps:
+            for target in self.targets:
+                try:
+                    choose_tensor(step, target, self.limits)
+                except NoTemplate as why:
+                    raise NotNative(ReasonCode.NO_TEMPLATE, f"on {target}, {why}") from None
 
     def unique(self, wanted: str) -> str:
         """A name that no other tensor of the network has: files name their values as they like."""

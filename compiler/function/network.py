@@ -14,6 +14,8 @@ from onnx_ir.passes import Sequential, common
 
 from hjgc.compiler.function import contents, islands, types
 from hjgc.compiler.function.fuse import fuse
+from hjgc.compiler.function.fusion import fuse_for_gpus
+from hjgc.compiler.function.fusion.flow import Workshop
 from hjgc.compiler.function.islands import Group, Partition, SubModel, clean
 from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
 from hjgc.compiler.function.rules import register_all
@@ -124,7 +126,8 @@ class _Function:
         self.tables = Tables(path, "float32")
         ranges = {name: (low, high) for name, low, high in options.sizes}
         self.sizes = _Sizes(ranges, types.plain_names(model.graph.inputs))
-        self.context = Context(self.tables, model.graph, model.opset_imports, self.sizes.declared)
+        gpus = tuple(target for target in options.targets if target != "cpu")
+        self.context = Context(self.tables, model.graph, model.opset_imports, self.sizes.declared, gpus)
         self.values: dict[ir.Value, int] = {}
         self.names: dict[ir.Value, str] = {}
         self.why: dict[ir.Node, NotNative] = {}
@@ -137,6 +140,8 @@ class _Function:
             self._visit(node)
         results, copies = self._results()
         steps = fuse((*self._ordered(), *copies), [end.tensor.name for end in results])
+        if self.context.targets:
+            steps = self._for_gpus(steps, results)
         program = Program(
             PHASE,
             tuple(self.sizes.declared.values()),
@@ -161,6 +166,11 @@ class _Function:
             island_bytes=section,
         )
         return network, self.tables.files
+
+    def _for_gpus(self, steps: tuple[Step, ...], results: list[End]) -> tuple[Step, ...]:
+        context = self.context
+        workshop = Workshop(self.tables, context.targets, context.limits, context.unique)
+        return self.tables.keep(fuse_for_gpus(steps, [end.tensor.name for end in results], workshop))
 
     def _argument(self, value: ir.Value) -> End:
         """What the caller gives: in a buffer, if one can hold it."""

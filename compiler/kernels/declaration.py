@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,14 +18,22 @@ from hjgc.plan_format.structs import (
     ParameterKind,
     TemplateCall,
     TensorMapArgument,
+    ValueArgument,
 )
 
 AxisValue = bool | int | str
 Axes = Mapping[str, AxisValue]
 Grid = tuple[Expression, Expression, Expression]
 
-TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64"}
+TRITON_TYPES = {
+    "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64", "bool": "i1",
+    "int64": "i64", "int32": "i32", "int16": "i16", "int8": "i8",
+    "uint64": "u64", "uint32": "u32", "uint16": "u16", "uint8": "u8",
+}  # fmt: skip
 DTYPES = ("float16", "bfloat16", "float32")
+WORDS = re.compile(r"[A-Za-z0-9_.,:()+\- ]*")
+ABSENT = "none"
+"""The element type of an operand that a variant is built without."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,20 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class Text:
+    """An axis of words for a generator installed with hjgc, as the template's `refuse` reads them: an expression of
+    `plan_format.elementwise`, or numbers and types between commas."""
+
+    most: int = 4096
+
+    def allows(self, value: AxisValue) -> bool:
+        return isinstance(value, str) and len(value) <= self.most and WORDS.fullmatch(value) is not None
+
+    def __str__(self) -> str:
+        return f"up to {self.most} letters, digits and signs"
+
+
+@dataclass(frozen=True)
 class TensorMap:
     """How Hopper's copy engine sees an operand (`plan_format.TensorMapArgument`): `sizes` and `box` in elements,
     innermost axis first, `strides` of the outer axes and `swizzle` in bytes."""
@@ -68,28 +91,31 @@ class TensorMap:
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of the kernel, in order. `source` is what a launch passes: the address of the operand with this
-    role, a tensor map of it as `map` makes it from the axes, the address of the parameter block's field, or the value
-    of the attribute. `dtype` is an element type, or the axis that names it. `when` names the axis without which the
-    kernel is built without the parameter, and gets None for it: an operand that may be absent."""
+    role, a tensor map of it as `map` makes it from the axes, the address of the parameter block's field, the value of
+    the attribute, or that of the size. `dtype` is an element type, or the axis that names it. `when` names the axis
+    that is False, or ABSENT, where the kernel is built without the parameter and gets None for it: an operand that may
+    be absent. Or that axis counts parameters of a kind, and those at a `place` from there on are left out."""
 
     name: str
-    source: Literal["operand", "tensor_map", "field", "attribute"]
+    source: Literal["operand", "tensor_map", "field", "attribute", "size"]
     dtype: str
     when: str | None = None
     map: Callable[[Axes], TensorMap] | None = None
+    place: int = 0
 
     def is_present(self, axes: Axes) -> bool:
-        return self.when is None or axes[self.when] is True
+        said = True if self.when is None else axes[self.when]
+        return self.place < said if type(said) is int else said not in (False, ABSENT)
 
     def triton_type(self, axes: Axes) -> str:
         dtype = TRITON_TYPES[str(axes.get(self.dtype, self.dtype))]
-        return dtype if self.source == "attribute" else f"*{dtype}"
+        return dtype if self.source in ("attribute", "size") else f"*{dtype}"
 
     def kind(self, axes: Axes) -> ParameterKind:
         """What the launch ABI calls it."""
         if self.source == "tensor_map":
             return "tensor_map"
-        if self.source != "attribute":
+        if self.source not in ("attribute", "size"):
             return "pointer"
         match str(axes.get(self.dtype, self.dtype)):
             case "int32" | "int64" | "float32" as kind:
@@ -120,7 +146,7 @@ class Template:
     op: str
     function: Any
     parameters: tuple[Parameter, ...]
-    axes: Mapping[str, Whole | OneOf]
+    axes: Mapping[str, Whole | OneOf | Text]
     constants: Callable[[Axes], Mapping[str, AxisValue]]
     grid: Callable[[Mapping[str, Expression], Axes], Grid]
     refuse: Callable[[Axes], str | None] = lambda axes: None
@@ -145,9 +171,10 @@ class Template:
     def call(
         self, variant: int, axes: Axes, operands: tuple[Operand, ...], letters: Mapping[str, Expression]
     ) -> TemplateCall:
-        """How a launch with these operands calls this template, built with `axes` as `plan.variants[variant]`."""
+        """How a launch with these operands calls this template, built with `axes` as `plan.variants[variant]`.
+        `letters` are the op's sizes, or, of a tensor op, those that its kernel takes and its grid is written over."""
         roles = [operand.role for operand in operands]
-        arguments = tuple(_argument(parameter, roles, axes) for parameter in self.present(axes))
+        arguments = tuple(_argument(parameter, roles, axes, letters) for parameter in self.present(axes))
         return TemplateCall(variant, self.grid(letters, axes), arguments)
 
 
@@ -156,7 +183,7 @@ def blocks(count: Expression, block: int) -> Expression:
     return -(-count // block) if isinstance(count, int) else Binary("ceil_div", count, block)
 
 
-def _argument(parameter: Parameter, roles: list[str], axes: Axes) -> Argument:
+def _argument(parameter: Parameter, roles: list[str], axes: Axes, letters: Mapping[str, Expression]) -> Argument:
     match parameter.source:
         case "operand":
             return OperandArgument(roles.index(parameter.name))
@@ -168,3 +195,5 @@ def _argument(parameter: Parameter, roles: list[str], axes: Axes) -> Argument:
             return ParameterArgument(parameter.name)
         case "attribute":
             return AttributeArgument(parameter.name)
+        case "size":
+            return ValueArgument(letters[parameter.name])

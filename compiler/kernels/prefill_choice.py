@@ -10,6 +10,7 @@ from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_tiles import RANGES, Tile, tiles
 from hjgc.compiler.kernels.tiles import Dims, choose_decode, ring, window
 from hjgc.plan_format.chips import HOPPER, PORTABLE
+from hjgc.plan_format.sizes import Expression
 from hjgc.plan_format.structs import DTypes
 
 RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "gated_linear"})
@@ -18,10 +19,12 @@ RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "ga
 
 @dataclass(frozen=True)
 class Choice:
-    """A template and the axes that it is built with."""
+    """A template and the axes that it is built with; of a tensor op also the sizes that its kernel takes and its grid
+    is written over."""
 
     template: str
     axes: Mapping[str, AxisValue]
+    letters: Mapping[str, Expression] | None = None
 
 
 def range_ends(target: str, most: int) -> tuple[int, ...]:

@@ -1,0 +1,144 @@
+"""Which kernel computes attention?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs, strides
+from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
+from hjgc.compiler.kernels.prefill_choice import Choice
+from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.program import Step, Tensor
+from hjgc.plan_format import dims
+from hjgc.plan_format.chips import has_pdl
+from hjgc.plan_format.sizes import Expression
+
+DTYPES = ("float16", "bfloat16", "float32")
+WIDEST_UNIT = 16
+Place = tuple[Expression, Expression, Expression, Expression]
+"""Strides of a batch, a head and a row, and where the first head begins."""
+
+
+@chooses("attention_rows")
+def choose_attention_rows(step: Step, target: str, limits: Limits) -> Choice:
+    attributes = step.attributes
+    heads, groups, size = (int(attributes[name]) for name in ("heads", "groups", "size"))  # type: ignore[arg-type]
+    columns: Sequence[int] = attributes["columns"]  # type: ignore[assignment] (numbers, as the op declares it)
+    query, key, *_ = given(step)
+    places = [_in_rows(tensor, size, first) for tensor, first in zip(given(step)[:3], columns, strict=True)]
+    places.append(_in_rows(step.operands["y0"], size, 0))
+    batch, rows = query.shape[:2]
+    shape = (batch, heads, rows, key.shape[1])
+    guarded = bool(attributes["guarded"])
+    return _choice(step, target, limits, places, shape, groups, (size, size), causal=False, guarded=guarded)
+
+
+@chooses("scaled_attention")
+def choose_scaled_attention(step: Step, target: str, limits: Limits) -> Choice:
+    attributes, operands = step.attributes, inputs(step)
+    plain = attributes["softcap"] == 0 and attributes["left"] == -1 and attributes["right"] == -1
+    if not plain or "y1" in step.operands or any(operand is not None for operand in operands[4:]):
+        raise NoTemplate("no kernel computes attention with windows, lengths, a soft cap or its scores")
+    query, key, value, *_ = operands
+    assert query is not None and key is not None and value is not None, "as the op declares it"
+    batch, heads, rows, size = query.shape
+    _, groups, keys, width = value.shape
+    if not all(isinstance(number, int) for number in (heads, groups, size, width)):
+        raise NoTemplate("expected heads of fixed sizes")
+    places = [_in_heads(tensor) for tensor in (query, key, value, step.operands["y0"])]
+    assert isinstance(heads, int) and isinstance(groups, int) and isinstance(size, int) and isinstance(width, int)
+    shape, causal = (batch, heads, rows, keys), bool(attributes["causal"])
+    return _choice(step, target, limits, places, shape, groups, (size, width), causal=causal, guarded=True)
+
+
+def _in_rows(tensor: Tensor, size: int, first: int) -> Place:
+    width = tensor.shape[2]
+    return dims.mul(tensor.shape[1], width), size, width, first
+
+
+def _in_heads(tensor: Tensor) -> Place:
+    batch, head, row, _ = strides(tensor.shape)
+    return batch, head, row, 0
+
+
+def _choice(
+    step: Step,
+    target: str,
+    limits: Limits,
+    places: Sequence[Place],
+    shape: tuple[Expression, int, Expression, Expression],
+    groups: int,
+    sizes: tuple[int, int],
+    *,
+    causal: bool,
+    guarded: bool,
+) -> Choice:
+    batch, heads, rows, keys = shape
+    query, mask = step.operands["x0"], step.operands.get("x3")
+    size, width = sizes
+    if query.dtype not in DTYPES or max(sizes) > 256 or (query.dtype == "float32" and max(sizes) > 128):
+        raise NoTemplate(f"no kernel computes attention of {query.dtype} with heads of {max(sizes)}")
+    tile = _tile(limits(rows)[1], max(sizes), query.dtype)
+    if limits(grid_blocks(rows, int(tile["block_m"])))[1] > 65535:
+        raise NoTemplate("expected fewer queries")
+    unit = _unit(places)
+    axes: dict[str, AxisValue] = {
+        "dtype": query.dtype,
+        "size": size,
+        "width": width,
+        "unit": unit,
+        "causal": causal,
+        "mask": ABSENT if mask is None else mask.dtype,
+        "guarded": guarded,
+        **tile,
+        "pdl": has_pdl(target),
+    }
+    letters: dict[str, Expression] = {
+        "heads": heads,
+        "shared_by": heads // groups,
+        "rows": rows,
+        "keys": keys,
+        "programs": grid_blocks(dims.mul(batch, heads), 1),
+        "tiles": grid_blocks(rows, int(tile["block_m"])),
+        **_mask_strides(mask, shape),
+    }
+    for name, place in zip(("query", "key", "value", "result"), places, strict=True):
+        for axis, stride in zip(("batch", "head", "row", "first"), place, strict=True):
+            letters[f"{name}_{axis}"] = _in_units(stride, unit)
+    return Choice("tensor_attention", axes, letters)
+
+
+def _mask_strides(mask: Tensor | None, shape: Sequence[Expression]) -> dict[str, Expression]:
+    """In elements; 0 along axes that the mask is broadcast over. Raises NoTemplate for a mask of fewer keys."""
+    names = ("mask_batch", "mask_head", "mask_row", "mask_key")
+    if mask is None:
+        return dict.fromkeys(names, 0)
+    axes = [*[1] * (4 - len(mask.shape)), *mask.shape]
+    if axes[3] not in (1, shape[3]):
+        raise NoTemplate("no kernel takes a mask of fewer keys than there are")
+    return {name: 0 if axis == 1 else stride for name, axis, stride in zip(names, axes, strides(axes), strict=True)}
+
+
+def _unit(places: Sequence[Place]) -> int:
+    """The widest unit that every stride and offset is a multiple of."""
+    found = WIDEST_UNIT
+    for place in places:
+        for stride in place:
+            while found > 1 and dims.divide(stride, found) is None:
+                found //= 2
+    return gcd(found, WIDEST_UNIT)
+
+
+def _in_units(stride: Expression, unit: int) -> Expression:
+    found = dims.divide(stride, unit)
+    assert found is not None, "a multiple of the unit"
+    return found
+
+
+def _tile(rows: int, size: int, dtype: str) -> dict[str, AxisValue]:
+    """Few rows a program, so that there are programs for every multiprocessor."""
+    wide = dtype == "float32"
+    block_m = 16 if rows <= 16 else 32
+    block_n = 32 if wide or size > 128 else 64
+    return {"block_m": block_m, "block_n": block_n, "stages": 2, "warps": 4 if wide or size > 64 else 2}

@@ -1,0 +1,253 @@
+"""Which launches are attention, written out?
+
+    matmul(q, k.T) -> scale, mask -> softmax -> matmul(v) -> transpose
+
+Queries, keys and values are followed back through scales, transposes and views to the rows that some product left, in
+which the heads lie side by side; the kernel reads them there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, joined_nodes
+from hjgc.compiler.function.fusion.layout import Layout, contiguous
+from hjgc.compiler.program import Step, Tensor
+from hjgc.plan_format import dims
+from hjgc.plan_format.elementwise import FLOATS, Call, Node, Number, Operand, parse
+from hjgc.plan_format.sizes import Expression
+from hjgc.plan_format.structs import Attribute
+
+HEADS_FIRST = (0, 2, 1, 3)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What softmax is taken of: a scale times the scores, and what is added to it."""
+
+    scale: float = 1.0
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor of heads as it lies in its buffer, and what it was scaled by. `steps` are those in between."""
+
+    source: Tensor
+    layout: Layout
+    scale: float
+    steps: tuple[int, ...]
+
+
+def fuse_attention(flow: Flow, workshop: Workshop) -> Iterable[Step]:
+    renamed: dict[str, Tensor] = {}
+    for number, step in enumerate(flow.steps):
+        if step.op == "matmul":
+            _fuse(flow, workshop, number, renamed)
+    return [_reading(step, renamed, workshop) for step in flow.result()]
+
+
+def _reading(step: Step, renamed: dict[str, Tensor], workshop: Workshop) -> Step:
+    """The step with views of the new buffers where it read the old."""
+    operands = {
+        role: workshop.view(renamed[buffer_of(x)], x.shape) if x.space == "buffer" and buffer_of(x) in renamed else x
+        for role, x in step.operands.items()
+    }
+    return replace(step, operands=operands)
+
+
+def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor]) -> None:
+    """The product of weights and values that is this step, with all that leads to it and the transpose behind it."""
+    last = flow.steps[number]
+    y = last.operands["y0"]
+    behind = flow.readers(y)
+    if not _is_plain(last) or len(y.shape) != 4 or len(behind) != 1 or behind[0] < 0:
+        return
+    turned = flow.steps[behind[0]]
+    if turned.op != "transpose" or turned.attributes["axes"] != HEADS_FIRST or turned.operands["x0"] != y:
+        return
+    found = _attention(flow, workshop, last, turned)
+    if found is None:
+        return
+    old = turned.operands["y0"]
+    if -1 in flow.readers(old) or not workshop.has_kernels(found):
+        return
+    renamed[old.name] = found.operands["y0"]
+    flow.put(behind[0], found)
+
+
+def _is_plain(product: Step) -> bool:
+    return product.attributes["alpha"] == 1 and not product.attributes["transpose_a"] and "x2" not in product.operands
+
+
+def _attention(flow: Flow, workshop: Workshop, last: Step, turned: Step) -> Step | None:
+    """One step for all, where everything in between is read by nothing else. What it leaves without a reader goes."""
+    weights, guarded = _unguarded(flow, last.operands["x0"])
+    place = flow.maker(weights, "softmax")
+    if place is None or last.attributes["transpose_b"]:
+        return None
+    softmax = flow.steps[place]
+    rank = len(softmax.operands["x0"].shape)
+    if softmax.attributes["log"] or softmax.attributes["axis"] not in (-1, rank - 1) or rank != 4:
+        return None
+    found = _scores(flow, softmax.operands["x0"])
+    if found is None:
+        return None
+    scores, product = found
+    return _assembled(flow, workshop, (last, turned), flow.steps[product], scores, guarded=guarded)
+
+
+def _unguarded(flow: Flow, weights: Tensor) -> tuple[Tensor, bool]:
+    """The weights before casts and before zeros were put where they are no numbers, and whether they were."""
+    place = flow.maker(weights, "elementwise")
+    if place is None:
+        return weights, False
+    made = flow.steps[place]
+    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
+    node = _uncast(parse(str(made.attributes["expression"]), tuple(tensor.dtype for tensor in inputs)))
+    match node:
+        case Operand():
+            return inputs[node.index], False
+        case Call("where", (Call("isnan", (Operand() as tested,)), Number(_, 0), Operand() as kept)) if tested == kept:
+            return inputs[kept.index], True
+        case _:
+            return weights, False
+
+
+def _uncast(node: Node) -> Node:
+    """Without casts between floating-point types."""
+    if isinstance(node, Call) and node.function.startswith("cast.") and node.dtype in FLOATS:
+        return _uncast(node.arguments[0])
+    if isinstance(node, Call):
+        return replace(node, arguments=tuple(map(_uncast, node.arguments)))
+    return node
+
+
+def _scores(flow: Flow, tensor: Tensor) -> tuple[Scores, int] | None:
+    """What softmax is taken of, and the product that gives the scores."""
+    product = flow.maker(tensor, "matmul")
+    if product is not None:
+        return Scores(), product
+    place = flow.maker(tensor, "elementwise")
+    if place is None:
+        return None
+    made = flow.steps[place]
+    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
+    products = [i for i, x in enumerate(inputs) if flow.maker(x, "matmul") is not None and x.shape == tensor.shape]
+    if len(products) != 1:
+        return None
+    node = _uncast(parse(str(made.attributes["expression"]), tuple(x.dtype for x in inputs)))
+    scores = _linear(node, products[0], inputs)
+    number = flow.maker(inputs[products[0]], "matmul")
+    return None if scores is None or number is None else (scores, number)
+
+
+def _linear(node: Node, product: int, inputs: Sequence[Tensor]) -> Scores | None:
+    """The expression as scale * product + mask, if it is that."""
+    match node:
+        case Operand(index) if index == product:
+            return Scores()
+        case Call("mul", (Number(_, factor), inner)) | Call("mul", (inner, Number(_, factor))):
+            return _scaled(_linear(inner, product, inputs), float(factor))
+        case Call("div", (inner, Number(_, factor))) if factor:
+            return _scaled(_linear(inner, product, inputs), 1 / float(factor))
+        case Call("add", (Operand(index), inner)) if index != product:
+            return _masked(_linear(inner, product, inputs), inputs[index])
+        case Call("add", (inner, Operand(index))) if index != product:
+            return _masked(_linear(inner, product, inputs), inputs[index])
+        case Call("where", (Operand(index), inner, Number(_, value))) if value == -math.inf:
+            return _masked(_linear(inner, product, inputs), inputs[index])
+        case _:
+            return None
+
+
+def _scaled(scores: Scores | None, factor: float) -> Scores | None:
+    return None if scores is None or scores.mask is not None else Scores(scores.scale * factor)
+
+
+def _masked(scores: Scores | None, mask: Tensor) -> Scores | None:
+    return None if scores is None or scores.mask is not None else Scores(scores.scale, mask)
+
+
+def _traced(flow: Flow, tensor: Tensor) -> Rows:
+    """Back through scales, transposes and views, as far as that goes."""
+    place = next((p for op in ("elementwise", "transpose") if (p := flow.maker(tensor, op)) is not None), None)
+    made = None if place is None else flow.steps[place]
+    if place is not None and made is not None:
+        factor = 1.0 if made.op == "transpose" else _factor(made)
+        inner = None if factor is None else _traced(flow, made.operands["x0"])
+        layout = None if inner is None else inner.layout
+        if layout is not None and made.op == "transpose":
+            axes: Sequence[int] = made.attributes["axes"]  # type: ignore[assignment] (numbers, as the op declares it)
+            layout = layout.transposed(axes)
+        layout = None if layout is None else layout.reshaped(tensor.shape)
+        if inner is not None and layout is not None and factor is not None:
+            return Rows(inner.source, layout, inner.scale * factor, (*inner.steps, place))
+    return Rows(tensor, contiguous(tensor.shape), 1.0, ())
+
+
+def _factor(made: Step) -> float | None:
+    """The number that a step multiplies its one operand by."""
+    if len(made.operands) != 2:
+        return None
+    node = parse(str(made.attributes["expression"]), (made.operands["x0"].dtype,))
+    scores = _linear(node, 0, [made.operands["x0"]])
+    return None if scores is None else scores.scale
+
+
+def _assembled(
+    flow: Flow, workshop: Workshop, ends: tuple[Step, Step], product: Step, scores: Scores, *, guarded: bool
+) -> Step | None:
+    last, turned = ends
+    if product.attributes["transpose_a"] or "x2" in product.operands or len(product.operands["x1"].shape) != 4:
+        return None
+    query, key, value = (
+        _traced(flow, x) for x in (product.operands["x0"], product.operands["x1"], last.operands["x1"])
+    )
+    key_layout = key.layout if product.attributes["transpose_b"] else key.layout.transposed((0, 1, 3, 2))
+    batch, heads, rows, size = product.operands["x0"].shape
+    keys, width = last.operands["x1"].shape[2:]
+    groups = product.operands["x1"].shape[1]
+    if not isinstance(heads, int) or not isinstance(size, int) or width != size or groups != heads:
+        return None
+    laid = [(query, query.layout, rows), (key, key_layout, keys), (value, value.layout, keys)]
+    operands = {f"x{i}": _in_rows(workshop, *entry, (batch, heads, size)) for i, entry in enumerate(laid)}
+    if None in operands.values() or value.scale != 1:
+        return None
+    found = {role: x for role, x in operands.items() if x is not None}
+    if scores.mask is not None:
+        found["x3"] = scores.mask
+    found["y0"] = workshop.buffer(turned.operands["y0"], (batch, rows, dims.mul(heads, size)))
+    alpha = product.attributes["alpha"]
+    assert isinstance(alpha, int | float), "as the op declares it"
+    attributes: dict[str, Attribute] = {
+        "heads": heads,
+        "groups": heads,
+        "size": size,
+        "columns": (0, 0, 0),
+        "scale": scores.scale * query.scale * key.scale * alpha,
+        "guarded": guarded,
+    }
+    nodes = joined_nodes(product, last, turned)
+    return replace(last, op="attention_rows", operands=found, attributes=attributes, nodes=nodes, values={})
+
+
+def _in_rows(
+    workshop: Workshop, rows: Rows, layout: Layout, count: Expression, heads: tuple[Expression, int, int]
+) -> Tensor | None:
+    """The buffer as [batch, rows, heads * size], if the heads lie in it so."""
+    batch, number, size = heads
+    strides = layout.strides()
+    width = number * size
+    wanted = [dims.mul(count, width), size, width, 1]
+    shape = (batch, number, count, size)
+    if strides is None or any(
+        stride != want for stride, want, axis in zip(strides, wanted, shape, strict=True) if axis != 1
+    ):
+        return None
+    whole = (batch, count, width)
+    if dims.product(whole) != dims.product(rows.source.shape):
+        return None
+    return workshop.view(rows.source, whole)

@@ -1,0 +1,103 @@
+"""Who makes and who reads each buffer of a function's steps, and what a pass needs to make new ones?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from hjgc.compiler.function.choice import Limits, choose_tensor
+from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.program import Step, Tensor
+from hjgc.compiler.tables import Tables
+from hjgc.plan_format.sizes import Expression
+
+
+class Flow:
+    """The steps of one pass. A step that is dropped or replaced stays what it was to `maker` and `readers`."""
+
+    def __init__(self, steps: Iterable[Step], kept: frozenset[str]) -> None:
+        """`kept`: buffers that are read after the last step."""
+        self.steps = list(steps)
+        self._kept = kept
+        self._now: dict[int, Step | None] = {}
+        self._makers: dict[str, int] = {}
+        self._readers: dict[str, list[int]] = {}
+        for number, step in enumerate(self.steps):
+            for role, tensor in step.operands.items():
+                if tensor.space == "buffer":
+                    if role[0] == "y":
+                        self._makers[tensor.name] = number
+                    else:
+                        self._readers.setdefault(buffer_of(tensor), []).append(number)
+
+    def maker(self, tensor: Tensor, op: str = "") -> int | None:
+        """The number of the step that makes the buffer, if it is of this op."""
+        number = self._makers.get(buffer_of(tensor)) if tensor.space == "buffer" else None
+        return None if number is None or (op and self.steps[number].op != op) else number
+
+    def readers(self, tensor: Tensor) -> list[int]:
+        """The numbers of the steps that read the buffer, once for each time; -1 for who reads it after the last."""
+        name = buffer_of(tensor)
+        return self._readers.get(name, []) + ([-1] if name in self._kept else [])
+
+    def is_kept(self, tensor: Tensor) -> bool:
+        """Is it read after the last step?"""
+        return buffer_of(tensor) in self._kept
+
+    def only_read_by(self, tensor: Tensor, number: int) -> bool:
+        return set(self.readers(tensor)) == {number}
+
+    def is_free(self, number: int) -> bool:
+        """Has no fusion of this pass taken the step?"""
+        return number not in self._now
+
+    def drop(self, *numbers: int) -> None:
+        self._now |= dict.fromkeys(numbers)
+
+    def put(self, number: int, step: Step) -> None:
+        """Have the step in place of that one."""
+        self._now[number] = step
+
+    def result(self) -> Iterator[Step]:
+        """What the pass leaves, in order."""
+        for number, step in enumerate(self.steps):
+            now = self._now.get(number, step)
+            if now is not None:
+                yield now
+
+
+class Workshop:
+    """What makes new steps possible: names, weights and the kernels that the targets have."""
+
+    def __init__(self, tables: Tables, targets: tuple[str, ...], limits: Limits, unique: Callable[[str], str]) -> None:
+        self.tables, self.targets, self.limits, self._unique = tables, targets, limits, unique
+
+    def buffer(self, like: Tensor, shape: Sequence[Expression]) -> Tensor:
+        """A new buffer, named after the one that it replaces."""
+        return Tensor(self._unique(buffer_of(like)), "buffer", like.dtype, tuple(shape))
+
+    def view(self, tensor: Tensor, shape: Sequence[Expression]) -> Tensor:
+        """The tensor in another shape."""
+        if tuple(shape) == tuple(tensor.shape):
+            return tensor
+        base = buffer_of(tensor)
+        return replace(tensor, name=self._unique(f"{base}.view"), shape=tuple(shape), base=base)
+
+    def has_kernels(self, step: Step) -> bool:
+        """Can every target run it?"""
+        try:
+            for target in self.targets:
+                choose_tensor(step, target, self.limits)
+        except NoTemplate:
+            return False
+        return True
+
+
+def buffer_of(tensor: Tensor) -> str:
+    """The name of the buffer that a tensor is, or is a view of."""
+    return tensor.base or tensor.name
+
+
+def joined_nodes(*steps: Step) -> tuple[str, ...]:
+    """The ONNX nodes of several steps, each once."""
+    return tuple(dict.fromkeys(node for step in steps for node in step.nodes))

@@ -1,0 +1,57 @@
+"""Which products do at once what is made of each of their elements: a bias, an activation, what is added?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, joined_nodes
+from hjgc.compiler.function.fusion.numbers import substituted
+from hjgc.compiler.program import Step, Tensor
+from hjgc.plan_format.elementwise import Operand, parse, spell
+from hjgc.plan_format.structs import Attribute
+
+FIRST = 2
+"""The place of the first operand of a `matmul_map`'s expression besides the product."""
+
+
+def fuse_products(flow: Flow, workshop: Workshop) -> Iterable[Step]:
+    """matmul -> elementwise of the same shape, which alone reads it, becomes matmul_map."""
+    for number, step in enumerate(flow.steps):
+        if step.op == "elementwise":
+            _fuse(flow, workshop, number)
+    return flow.result()
+
+
+def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
+    made = flow.steps[number]
+    for tensor in made.operands.values():
+        place = flow.maker(tensor, "matmul")
+        if place is None or not flow.is_free(place) or not flow.only_read_by(tensor, number):
+            continue
+        if tensor.base or tensor.shape != made.operands["y0"].shape:
+            continue
+        fused = _matmul_map(flow.steps[place], made, tensor)
+        if fused is not None and workshop.has_kernels(fused):
+            flow.drop(place)
+            flow.put(number, fused)
+            return
+
+
+def _matmul_map(product: Step, made: Step, result: Tensor) -> Step | None:
+    """The product with the expression that is made of it; None if it has more of its own to do."""
+    if product.attributes["alpha"] != 1 or "x2" in product.operands:
+        return None
+    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
+    others = [tensor for tensor in inputs if tensor != result]
+    node = parse(str(made.attributes["expression"]), tuple(tensor.dtype for tensor in inputs))
+    places = [Operand(0) if tensor == result else Operand(others.index(tensor) + FIRST) for tensor in inputs]
+    operands = {"x0": product.operands["x0"], "x1": product.operands["x1"]}
+    operands |= {f"x{i + FIRST}": tensor for i, tensor in enumerate(others)}
+    operands["y0"] = made.operands["y0"]
+    attributes: dict[str, Attribute] = {
+        "transpose_a": product.attributes["transpose_a"],
+        "transpose_b": product.attributes["transpose_b"],
+        "expression": spell(substituted(node, list(places))),
+    }
+    return replace(made, op="matmul_map", operands=operands, attributes=attributes, nodes=joined_nodes(product, made))
