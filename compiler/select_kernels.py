@@ -110,7 +110,10 @@ class Selector:
             letters = bind_axes(op, {role: tensor.shape for role, tensor in step.operands.items()})
         roles = op.ordered(step.operands)
         # Only the roles count here: emit knows where operands live.
-        operands = tuple(Operand(role.name, step.operands[role.name].space, 0, role.access) for role in roles)
+        names = {role: name for name, role in choice.roles.items()}
+        operands = tuple(
+            Operand(names.get(role.name, role.name), step.operands[role.name].space, 0, role.access) for role in roles
+        )
         return found.call(number, choice.axes, operands, letters)
 
 

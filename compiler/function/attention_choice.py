@@ -9,6 +9,7 @@ from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, i
 from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.kernels.tiles_of_functions import PROCESSORS, USUAL_PROCESSORS
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.chips import has_pdl
@@ -79,10 +80,12 @@ def _choice(
     size, width = sizes
     if query.dtype not in DTYPES or max(sizes) > 256 or (query.dtype == "float32" and max(sizes) > 128):
         raise NoTemplate(f"no kernel computes attention of {query.dtype} with heads of {max(sizes)}")
-    tile = _tile(limits(rows)[1], max(sizes), query.dtype)
+    tile = _tile(target, limits(batch)[1] * heads, limits(rows)[1], max(sizes), query.dtype)
     if limits(grid_blocks(rows, int(tile["block_m"])))[1] > 65535:
         raise NoTemplate("expected fewer queries")
     unit = _unit(places)
+    mask_place, mask_keys = _mask_strides(mask, shape)
+    mask_unit = _unit([mask_place])
     axes: dict[str, AxisValue] = {
         "dtype": query.dtype,
         "size": size,
@@ -90,34 +93,39 @@ def _choice(
         "unit": unit,
         "causal": causal,
         "mask": ABSENT if mask is None else mask.dtype,
+        "mask_unit": mask_unit,
+        "mask_keys": mask_keys,
         "guarded": guarded,
         **tile,
         "pdl": has_pdl(target),
     }
     letters: dict[str, Expression] = {
+        "batches": batch,
         "heads": heads,
         "shared_by": heads // groups,
         "rows": rows,
         "keys": keys,
         "programs": grid_blocks(dims.mul(batch, heads), 1),
         "tiles": grid_blocks(rows, int(tile["block_m"])),
-        **_mask_strides(mask, shape),
     }
+    for axis, stride in zip(("batch", "head", "row"), mask_place, strict=False):
+        letters[f"mask_{axis}"] = _in_units(stride, mask_unit)
     for name, place in zip(("query", "key", "value", "result"), places, strict=True):
         for axis, stride in zip(("batch", "head", "row", "first"), place, strict=True):
             letters[f"{name}_{axis}"] = _in_units(stride, unit)
     return Choice("tensor_attention", axes, letters)
 
 
-def _mask_strides(mask: Tensor | None, shape: Sequence[Expression]) -> dict[str, Expression]:
-    """In elements; 0 along axes that the mask is broadcast over. Raises NoTemplate for a mask of fewer keys."""
-    names = ("mask_batch", "mask_head", "mask_row", "mask_key")
+def _mask_strides(mask: Tensor | None, shape: Sequence[Expression]) -> tuple[Place, bool]:
+    """In elements, of batch, head and row, 0 along axes that the mask is broadcast over; and whether each key has its
+    own. Raises NoTemplate for a mask of fewer keys."""
     if mask is None:
-        return dict.fromkeys(names, 0)
+        return (0, 0, 0, 0), False
     axes = [*[1] * (4 - len(mask.shape)), *mask.shape]
     if axes[3] not in (1, shape[3]):
         raise NoTemplate("no kernel takes a mask of fewer keys than there are")
-    return {name: 0 if axis == 1 else stride for name, axis, stride in zip(names, axes, strides(axes), strict=True)}
+    batch, head, row, _ = (0 if axis == 1 else stride for axis, stride in zip(axes, strides(axes), strict=True))
+    return (batch, head, row, 0), axes[3] != 1
 
 
 def _unit(places: Sequence[Place]) -> int:
@@ -136,9 +144,11 @@ def _in_units(stride: Expression, unit: int) -> Expression:
     return found
 
 
-def _tile(rows: int, size: int, dtype: str) -> dict[str, AxisValue]:
-    """Few rows a program, so that there are programs for every multiprocessor."""
+def _tile(target: str, heads: int, rows: int, size: int, dtype: str) -> dict[str, AxisValue]:
+    """As many rows a program as leave programs for most multiprocessors; `heads` are those of the whole batch."""
     wide = dtype == "float32"
-    block_m = 16 if rows <= 16 else 32
-    block_n = 32 if wide or size > 128 else 64
-    return {"block_m": block_m, "block_n": block_n, "stages": 2, "warps": 4 if wide or size > 64 else 2}
+    enough = PROCESSORS.get(target, USUAL_PROCESSORS)
+    most = 32 if wide or size > 64 else 64
+    fitting = (rows_of for rows_of in (64, 32) if rows_of <= most and heads * -(-rows // rows_of) >= enough)
+    block_n = 32 if wide or size > 128 else 64 if size > 64 else 128
+    return {"block_m": next(fitting, 16), "block_n": block_n, "stages": 2, "warps": 4}

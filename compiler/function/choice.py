@@ -20,7 +20,7 @@ Limits = Callable[[Expression], tuple[int, int]]
 """The least and the most that a size may be."""
 Chooser = Callable[[Step, str, Limits], Choice]
 CHOOSERS: dict[str, Chooser] = {}
-MODULES = ("moving_choice", "row_choice", "matmul_choice", "norm_choice", "attention_choice")
+MODULES = ("moving_choice", "placing_choice", "row_choice", "matmul_choice", "norm_choice", "attention_choice")
 """Where the choosers are, beside this file."""
 MOST_ELEMENTS = (1 << 31) - (1 << 16)
 """Kernels count the elements of an operand in 32 bits, and the last block reaches past them."""

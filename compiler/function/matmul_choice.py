@@ -107,12 +107,20 @@ def _choice(
         **beside_axes(beside, found.groups),
         **matmul_tile(target, *(limits(x)[1] for x in (found.batch, found.rows, found.outputs, found.depth)),
                       dtype=a.dtype, parts=parts),
+        "ahead": has_pdl(target) and _may_come_ahead(b, found),
         "pdl": has_pdl(target),
     }  # fmt: skip
     tiles = dims.mul(grid_blocks(found.rows, int(axes["block_m"])), grid_blocks(found.outputs, int(axes["block_n"])))
     batch = found.batch if limits(found.batch)[0] >= 1 else grid_blocks(found.batch, 1)
-    letters = {"rows": found.rows, "outputs": found.outputs, "depth": found.depth, "tiles": tiles, "batch": batch}
-    return Choice("tensor_matmul", axes, letters)
+    sizes = {"batches": found.batch, "rows": found.rows, "outputs": found.outputs, "depth": found.depth}
+    return Choice("tensor_matmul", axes, {**sizes, "tiles": tiles, "batch": batch})
+
+
+def _may_come_ahead(weight: Tensor, found: Product) -> bool:
+    """Is it a matrix that never changes, of whole pieces of 16 bytes?"""
+    sides = (_fixed(found.outputs), _fixed(found.depth))
+    fixed = weight.space in ("weight", "constant") and not found.batch_b and weight.dtype != "float32"
+    return fixed and all(side > 0 and side % 8 == 0 for side in sides)
 
 
 def _fixed(size: Expression) -> int:

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 from hjgc.compiler.function.choice import Limits, chooses, given, strides
 from hjgc.compiler.function.tiling import (
-    WARPS,
     Axis,
     Tile,
     Words,
     axes_of,
     broadcast_strides,
-    check_letters,
     merged,
+    moved,
+    numbers,
     rows_and_columns,
+    tiled,
     turned,
 )
+from hjgc.compiler.kernels import template
 from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.compiler.program import Step
 from hjgc.plan_format import dims
-from hjgc.plan_format.chips import has_pdl
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.elementwise import number
 from hjgc.plan_format.sizes import Expression
 
 MOST_OPERANDS = 8
-MOVED = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
-"""The type, by width, as which elements are moved that are not computed with."""
 Place = tuple[Expression, Sequence[Expression]]
 """An offset, and a stride for each axis of the result."""
 
@@ -98,120 +96,6 @@ def _triangle(step: Step, target: str, limits: Limits) -> Choice:
     return mapped(step, expression, [str(tensor.dtype) for tensor in operands], places, target, limits)
 
 
-@chooses("concat")
-def _concat(step: Step, target: str, limits: Limits) -> Choice:
-    operands, y = given(step), step.operands["y0"]
-    if len(operands) > MOST_OPERANDS:
-        raise NoTemplate(f"expected at most {MOST_OPERANDS} operands behind each other, found {len(operands)}")
-    axis = numbers(step, "axis")[0] % len(y.shape)
-    widths = [dims.product(x.shape[axis:]) for x in operands]
-    starts = list(accumulate(widths[:-1], dims.add, initial=0))
-    words, outer = Words(limits), dims.product(y.shape[:axis])
-    tile = rows_and_columns([Axis(outer, ()), Axis(dims.product(y.shape[axis:]), ())], limits)
-    parts = " ".join(words.row(part) for part in zip(starts, widths, strict=True))
-    return _tiled(step, "tensor_concat", tile, words, {"parts": parts, "operands": len(operands)}, target)
-
-
-@chooses("pad")
-def _pad(step: Step, target: str, limits: Limits) -> Choice:
-    """Neighbours are one axis where neither is padded."""
-    x, y, before = step.operands["x0"], step.operands["y0"], numbers(step, "before")
-    along = zip(y.shape, strides(x.shape), strides(y.shape), x.shape, before, strict=True)
-    padded = [Axis(size, (stride, place, count, first)) for size, stride, place, count, first in along]
-    axes: list[Axis] = []
-    for axis in padded:
-        whole = axis.strides[2:] == (axis.size, 0)
-        if whole and axes and axes[-1].strides[2:] == (axes[-1].size, 0):
-            size = dims.mul(axes.pop().size, axis.size)
-            axis = Axis(size, (*axis.strides[:2], size, 0))
-        axes.append(axis)
-    tile, words = rows_and_columns(axes, limits), Words(limits)
-    dummies = [Axis(1, (0, 0, 1, 0))]
-    parts = [axis.strides for group in tile.groups for axis in group or dummies]
-    written: dict[str, AxisValue] = {
-        "result": words.place(0, tile, 1),
-        "parts": " ".join(words.row((first, count, stride)) for stride, _, count, first in parts),
-        "mode": str(step.attributes["mode"]),
-        "value": "x1" in step.operands,
-    }
-    return _tiled(step, "tensor_pad", tile, words, written, target)
-
-
-@chooses("gather")
-def _gather(step: Step, target: str, limits: Limits) -> Choice:
-    x, indices = given(step)
-    axis = numbers(step, "axis")[0] % len(x.shape)
-    own = strides(x.shape)
-    places = [*own[:axis], *[0] * len(indices.shape), *own[axis + 1 :]]
-    named = [*[0] * axis, *strides(indices.shape), *[0] * (len(x.shape) - axis - 1)]
-    return _taken(step, places, named, [(x.shape[axis], own[axis])], target, limits)
-
-
-@chooses("gather_elements")
-def _gather_elements(step: Step, target: str, limits: Limits) -> Choice:
-    x, indices = given(step)
-    axis = numbers(step, "axis")[0] % len(x.shape)
-    own = strides(x.shape)
-    places = [0 if i == axis else stride for i, stride in enumerate(own)]
-    return _taken(step, places, strides(indices.shape), [(x.shape[axis], own[axis])], target, limits)
-
-
-@chooses("gather_nd")
-def _gather_nd(step: Step, target: str, limits: Limits) -> Choice:
-    x, indices = given(step)
-    batch, depth = numbers(step, "batch")[0], indices.shape[-1]
-    assert isinstance(depth, int), "as inferred"
-    own, named = strides(x.shape), strides(indices.shape)[:-1]
-    places = [*own[:batch], *[0] * (len(named) - batch), *own[batch + depth :]]
-    named += [0] * (len(x.shape) - batch - depth)
-    picked = list(zip(x.shape, own, strict=True))[batch : batch + depth]
-    return _taken(step, places, named, picked, target, limits)
-
-
-def _taken(
-    step: Step,
-    places: Sequence[Expression],
-    named: Sequence[Expression],
-    picked: Sequence[tuple[Expression, Expression]],
-    target: str,
-    limits: Limits,
-) -> Choice:
-    """x0 at these strides along the result, and at what x1 says along the axes that are picked."""
-    shape = step.operands["y0"].shape
-    tile, words = rows_and_columns(merged(axes_of(shape, places, named, strides(shape))), limits), Words(limits)
-    written: dict[str, AxisValue] = {
-        "places": " ".join(words.place(0, tile, i) for i in range(3)),
-        "picked": " ".join(map(words.row, picked)),
-        "indices": step.operands["x1"].dtype,
-    }
-    return _tiled(step, "tensor_take", tile, words, written, target)
-
-
-def _tiled(
-    step: Step, template: str, tile: Tile, words: Words, written: dict[str, AxisValue], target: str
-) -> Choice:
-    """A template that moves elements as they are, with what all of these are told."""
-    written |= {
-        "tile": words.tile(tile),
-        "dtype": MOVED[ITEM_BYTES[step.operands["y0"].dtype]],
-        "sizes": len(words.letters),
-        "block_m": tile.block_m,
-        "block_n": tile.block_n,
-        "warps": WARPS,
-        "pdl": has_pdl(target),
-    }
-    check_letters(written)
-    return Choice(template, written, words.finish(tile.programs))
-
-
-def numbers(step: Step, name: str) -> tuple[int, ...]:
-    """An attribute that is a whole number, or some."""
-    value = step.attributes[name]
-    found = value if isinstance(value, tuple) else (value,)
-    assert all(isinstance(entry, int) for entry in found), "whole numbers"
-    return tuple(int(entry) for entry in found)
-
-
 def _dot(first: Sequence[Expression], along: Sequence[Expression]) -> Expression:
     total: Expression = 0
     for place, stride in zip(first, along, strict=True):
@@ -219,10 +103,42 @@ def _dot(first: Sequence[Expression], along: Sequence[Expression]) -> Expression
     return total
 
 
+@chooses("shape_of")
+def _shape_of(step: Step, target: str, limits: Limits) -> Choice:
+    """The number of the axis, and the sizes as numbers beside it."""
+    (start,), (end,) = numbers(step, "start"), numbers(step, "end")
+    shape = step.operands["x0"].shape[start:end]
+    sizes: list[Place] = [(size, [0]) for size in shape]
+    expression = "int32:0"
+    for i in range(len(shape)):
+        expression = f"where(eq(x0, int32:{i}), x{i + 1}, {expression})"
+    return mapped(step, f"cast.int64({expression})", [], [(0, [1]), *sizes], target, limits)
+
+
+@chooses("rotate")
+def _rotate(step: Step, target: str, limits: Limits) -> Choice:
+    x, positions = step.operands["x0"], step.operands.get("x3")
+    batches, *middle, columns = x.shape
+    heads_first = bool(step.attributes["heads_first"])
+    length = middle[1] if heads_first else middle[0]
+    line = [length, 0, 1] if heads_first else [length, 1, 0]
+    tile = rows_and_columns([*merged(axes_of((batches, *middle), line)), Axis(columns, (0,))], limits)
+    words = Words(limits)
+    written: dict[str, AxisValue] = {
+        "width": numbers(step, "width")[0],
+        "interleaved": bool(step.attributes["interleaved"]),
+        "places": words.place(0, tile, 0),
+        "angles": words(step.operands["x1"].shape[0]),
+        "dtype": x.dtype,
+        "positions": ABSENT if positions is None else positions.dtype,
+    }
+    return tiled("tensor_rotate", tile, words, written, target)
+
+
 def _moved(step: Step, place: Place, target: str, limits: Limits) -> Choice:
     """The elements of x0 at these places, as they are."""
-    moved = MOVED[ITEM_BYTES[step.operands["x0"].dtype]]
-    return mapped(step, "x0", [moved], [place], target, limits, moved)
+    dtype = moved(step.operands["x0"])
+    return mapped(step, "x0", [dtype], [place], target, limits, dtype)
 
 
 def mapped(
@@ -242,18 +158,15 @@ def mapped(
     written: dict[str, AxisValue] = {f"x{i}": types[i] if i < len(types) else ABSENT for i in range(MOST_OPERANDS)}
     written |= {
         "expression": expression,
-        "tile": words.tile(tile),
         "places": " ".join(words.place(start, tile, i) for i, (start, _) in enumerate(places)),
         "result": words.place(0, tile, len(places)),
         "y0": result or y.dtype,
-        "sizes": len(words.letters),
-        "block_m": tile.block_m,
-        "block_n": tile.block_n,
-        "warps": WARPS,
-        "pdl": has_pdl(target),
     }
-    check_letters(written)
-    return Choice("tensor_map", written, words.finish(tile.programs))
+    choice = tiled("tensor_map", tile, words, written, target)
+    reason = template("tensor_map").refuse(choice.axes)
+    if reason is not None:
+        raise NoTemplate(reason)
+    return choice
 
 
 def _tile(axes: Sequence[Axis], operands: int, dtype: str, limits: Limits) -> Tile:

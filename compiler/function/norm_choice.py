@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hjgc.compiler.function.choice import Limits, chooses, grid_blocks, inputs
 from hjgc.compiler.function.patterns import beside_axes, pattern
@@ -25,7 +26,8 @@ def choose_layer_norm(step: Step, target: str, limits: Limits) -> Choice:
         raise NoTemplate("no kernel gives the mean and the deviation of a norm")
     axis = step.attributes["axis"] % len(x.shape)
     del limits
-    return _choice(step, target, x.shape[:axis], x.shape[axis:], affine, [x], "x2", parts=0)
+    found = _choice(step, target, x.shape[:axis], x.shape[axis:], affine, [x], "x2", parts=0)
+    return replace(found, roles={"x2": "x0", "x0": "x1", "x1": "x2"})
 
 
 @chooses("norm_map")

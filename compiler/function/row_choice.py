@@ -10,7 +10,6 @@ from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.compiler.program import Step
-from hjgc.plan_format import dims
 from hjgc.plan_format.chips import has_pdl
 from hjgc.plan_format.ops.shapes import axes_of as reduced_axes
 from hjgc.plan_format.sizes import Expression
@@ -78,9 +77,7 @@ def _number(step: Step, name: str) -> int:
     return value
 
 
-def _one_axis(
-    shape: Sequence[Expression], places: Sequence[Sequence[Expression]], axis: int, limits: Limits
-) -> Tile:
+def _one_axis(shape: Sequence[Expression], places: Sequence[Sequence[Expression]], axis: int, limits: Limits) -> Tile:
     """Rows along one axis, of operands that lie at these strides."""
     axes = axes_of(shape, *places)
     axis %= len(axes)

@@ -8,17 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from math import gcd
 
 from hjgc.compiler.function.choice import Limits, grid_blocks, strides
 from hjgc.compiler.kernels.declaration import AxisValue
+from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
+from hjgc.plan_format.chips import has_pdl
+from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.sizes import Expression, walk
 
 MOST_SIZES = 12
 """Open sizes that one launch passes, as `compiler/kernels/places.py` has them (which imports triton)."""
 MOST_LETTERS = 4096
+MOVED = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
 MOST_PROGRAMS = (1 << 31) - 1
 WARPS = 4
 FEW = 1 << 17
@@ -147,8 +153,8 @@ class Words:
 
     def place(self, start: Expression, tile: Tile, index: int) -> str:
         """Where operand `index` of the tile's axes lies."""
-        along = [[axis.strides[index] for axis in group] or [0] for group in tile.groups]
-        return self.row((start, *sum(along, [])))
+        along = ([axis.strides[index] for axis in group] or [0] for group in tile.groups)
+        return self.row((start, *chain.from_iterable(along)))
 
     def finish(self, programs: Expression) -> Mapping[str, Expression]:
         """The letters, with `programs`. Raises NoTemplate where a kernel cannot take them."""
@@ -170,7 +176,34 @@ def _factor(size: Expression) -> int:
     return next((factor for factor in found if dims.divide(size, factor) is not None), 1)
 
 
+def tiled(template: str, tile: Tile, words: Words, written: dict[str, AxisValue], target: str) -> Choice:
+    """A template with these axes, and with those that all templates over tiles have."""
+    written |= {
+        "tile": words.tile(tile),
+        "sizes": len(words.letters),
+        "block_m": tile.block_m,
+        "block_n": tile.block_n,
+        "warps": WARPS,
+        "pdl": has_pdl(target),
+    }
+    check_letters(written)
+    return Choice(template, written, words.finish(tile.programs))
+
+
+def moved(tensor: Tensor) -> str:
+    """The type, as wide, as which elements are moved that are not computed with."""
+    return MOVED[ITEM_BYTES[tensor.dtype]]
+
+
 def check_letters(axes: Mapping[str, AxisValue]) -> None:
     """Raises NoTemplate for words that are longer than an axis may be."""
     if any(isinstance(value, str) and len(value) > MOST_LETTERS for value in axes.values()):
         raise NoTemplate(f"expected expressions of up to {MOST_LETTERS} letters")
+
+
+def numbers(step: Step, name: str) -> tuple[int, ...]:
+    """An attribute that is a whole number, or some."""
+    value = step.attributes[name]
+    found = value if isinstance(value, tuple) else (value,)
+    assert all(isinstance(entry, int) for entry in found), "whole numbers"
+    return tuple(int(entry) for entry in found)

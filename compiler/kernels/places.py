@@ -103,7 +103,9 @@ def offset(PLACES: Any, INDEX: Any, at: Any, sizes: Any, _semantic: Any = None) 
 
 
 @builtin
-def block_offset(PLACES: Any, INDEX: Any, at: Any, BLOCK_M: Any, BLOCK_N: Any, sizes: Any, _semantic: Any = None) -> Any:
+def block_offset(
+    PLACES: Any, INDEX: Any, at: Any, BLOCK_M: Any, BLOCK_N: Any, sizes: Any, _semantic: Any = None
+) -> Any:
     """`offset`, for each element of the block [BLOCK_M, BLOCK_N]."""
     reader, shape = _Reader(sizes, _semantic), [getattr(side, "value", side) for side in (BLOCK_M, BLOCK_N)]
     found = reader.offset(_lists(_text(PLACES))[int(getattr(INDEX, "value", INDEX))], at)
@@ -160,7 +162,7 @@ class _Reader:
         found = None if place[0] == "0" else self.number(place[0])
         for i, stride in enumerate(place[1:]):
             if stride != "0":
-                term = at[i] if stride == "1" else self.operate("__mul__", at[i], self.number(stride))
+                term = at[i] if stride == "1" else self.operate("__mul__", self.number(stride), at[i])
                 found = term if found is None else self.operate("__add__", found, term)
         return self.number("0") if found is None else found
 

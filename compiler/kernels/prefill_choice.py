@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hjgc.compiler.kernels import hopper_tiles
 from hjgc.compiler.kernels.declaration import AxisValue
@@ -20,11 +20,12 @@ RANGED = frozenset({"attention_inputs", "attention", "linear_parts", "join", "ga
 @dataclass(frozen=True)
 class Choice:
     """A template and the axes that it is built with; of a tensor op also the sizes that its kernel takes and its grid
-    is written over."""
+    is written over, and `roles`, which of the op's operands a parameter of another name takes."""
 
     template: str
     axes: Mapping[str, AxisValue]
     letters: Mapping[str, Expression] | None = None
+    roles: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def range_ends(target: str, most: int) -> tuple[int, ...]:

@@ -56,26 +56,18 @@ def multiply(a, b):
 @triton.jit
 def larger(a, b):
     """What is no number stays so."""
-    if a.dtype.is_floating():
-        found = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-    else:
-        found = tl.maximum(a, b)
-    return found
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL) if a.dtype.is_floating() else tl.maximum(a, b)
 
 
 @triton.jit
 def smaller(a, b):
-    if a.dtype.is_floating():
-        found = tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
-    else:
-        found = tl.minimum(a, b)
-    return found
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL) if a.dtype.is_floating() else tl.minimum(a, b)
 
 
 @triton.jit
 def upended(values):
     """Of the same type, the largest as the smallest; twice upended they are themselves."""
-    return -values if values.dtype.is_floating() else ~values
+    return -values if values.dtype.is_floating() else -1 - values
 
 
 @triton.jit

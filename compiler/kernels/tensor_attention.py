@@ -2,7 +2,7 @@
 softmax of Milakov and Gimelshein (2018) as in FlashAttention (Dao et al., 2022).
 
 Heads lie wherever strides say, so that nothing has to be moved for it: strides and offsets are counted in units of
-UNIT elements, which lets loads be wide.
+UNIT elements (MASK_UNIT of the mask's), which lets loads be wide.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hjgc.compiler.kernels.declaration import ABSENT, Axes, AxisValue, OneOf, Pa
 
 STRIDES = tuple(f"{name}_{axis}" for name in ("query", "key", "value") for axis in ("batch", "head", "row", "first"))
 RESULT_STRIDES = ("result_batch", "result_head", "result_row")
-MASK_STRIDES = ("mask_batch", "mask_head", "mask_row", "mask_key")
-SIZES = (*STRIDES, *RESULT_STRIDES, *MASK_STRIDES, "heads", "shared_by", "rows", "keys")
+MASK_STRIDES = ("mask_batch", "mask_head", "mask_row")
+SIZES = (*STRIDES, *RESULT_STRIDES, *MASK_STRIDES, "batches", "heads", "shared_by", "rows", "keys")
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def tensor_attention(
     mask_batch,
     mask_head,
     mask_row,
-    mask_key,
+    batches,
     heads,
     shared_by,
     rows,
@@ -55,6 +55,8 @@ def tensor_attention(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
     UNIT: tl.constexpr,
+    MASK_UNIT: tl.constexpr,
+    MASK_KEY: tl.constexpr,
     CAUSAL: tl.constexpr,
     BOOLEAN: tl.constexpr,
     GUARDED: tl.constexpr,
@@ -69,6 +71,9 @@ def tensor_attention(
     batch = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
     group = head // shared_by
+    # No grid is empty, but a batch may be.
+    rows = tl.where(batch < batches, rows, 0)
+    keys = tl.where(batch < batches, keys, 0)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -90,7 +95,7 @@ def tensor_attention(
         scores = tl.dot(q, k, input_precision="ieee") * steep
         seen = (at < keys)[None, :] & (m < rows)[:, None]
         if x3 is not None:
-            place = batch * mask_batch + head * mask_head + m[:, None] * mask_row + at[None, :] * mask_key
+            place = (batch * mask_batch + head * mask_head + m * mask_row)[:, None] * MASK_UNIT + at[None, :] * MASK_KEY
             if BOOLEAN:
                 scores = tl.where(tl.load(x3 + place, mask=seen, other=0), scores, -float("inf"))
             else:
@@ -121,6 +126,8 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
         "BLOCK_D": max(16, triton.next_power_of_2(size)),
         "BLOCK_E": max(16, triton.next_power_of_2(width)),
         "UNIT": axes["unit"],
+        "MASK_UNIT": axes["mask_unit"],
+        "MASK_KEY": 1 if axes["mask_keys"] else 0,
         "CAUSAL": axes["causal"],
         "BOOLEAN": axes["mask"] == "bool",
         "GUARDED": axes["guarded"],
@@ -150,6 +157,8 @@ TEMPLATE = Template(
         "unit": OneOf((1, 2, 4, 8, 16)),
         "causal": OneOf((False, True)),
         "mask": OneOf((ABSENT, "bool", "float16", "bfloat16", "float32")),
+        "mask_unit": OneOf((1, 2, 4, 8, 16)),
+        "mask_keys": OneOf((False, True)),
         "guarded": OneOf((False, True)),
         "block_m": OneOf((16, 32, 64, 128)),
         "block_n": OneOf((16, 32, 64, 128)),

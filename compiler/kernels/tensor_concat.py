@@ -31,7 +31,7 @@ def tensor_concat(
     row, column = numbers[1], numbers[2]
     operands = (x0, x1, x2, x3, x4, x5, x6, x7)
     values = tl.zeros((BLOCK_M, BLOCK_N), y0.dtype.element_ty)
-    for i in tl.static_range(COUNT):
+    for i in tl.static_range(COUNT):  # pyright: ignore[reportGeneralTypeIssues]
         inner = column - word(PARTS, 2 * i, sizes)
         width = word(PARTS, 2 * i + 1, sizes)
         mine = inside[1] & ((inner >= 0) & (inner < width))

@@ -10,7 +10,15 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue, OneOf, Parameter, Template, Text, Whole
-from hjgc.compiler.kernels.places import MOST_SIZES, SIZES, block_offset, coordinates, refuse_places, refuse_words, total
+from hjgc.compiler.kernels.places import (
+    MOST_SIZES,
+    SIZES,
+    block_offset,
+    coordinates,
+    refuse_places,
+    refuse_words,
+    total,
+)
 from hjgc.compiler.kernels.reductions import NUMBERS, ROW_BLOCKS, add, end, multiply, widened
 
 
@@ -56,7 +64,10 @@ def tensor_cumulate(
 
 
 def constants(axes: Axes) -> dict[str, AxisValue]:
-    return {name.upper(): axes[name] for name in ("kind", "exclusive", "reverse", "tile", "places", "once", "block_m", "block_n", "pdl")}
+    return {
+        name.upper(): axes[name]
+        for name in ("kind", "exclusive", "reverse", "tile", "places", "once", "block_m", "block_n", "pdl")
+    }
 
 
 def refuse(axes: Axes) -> str | None:

@@ -24,6 +24,34 @@ from hjgc.compiler.kernels.declaration import (
     Whole,
 )
 from hjgc.compiler.kernels.formula import formula, refuse_formula
+from hjgc.compiler.kernels.products import call_pieces
+
+
+@triton.jit
+def call_weight(
+    weight,
+    column,
+    first,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    SPAN: tl.constexpr,
+    TRANSPOSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Ask the L2 cache for the columns of a tile, in LANES pieces: no kernel writes a weight, so that nothing has to be
+    waited for."""
+    ITEM: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth // 8
+    lanes = tl.arange(0, LANES)
+    if TRANSPOSE:
+        offsets = ((column + lanes) * K + first) * ITEM
+        length = tl.minimum(SPAN, K - first) * ITEM
+        sizes = tl.where((lanes < BLOCK_N) & (column + lanes < N), length, 0)
+    else:
+        offsets = ((first + lanes) * N + column) * ITEM
+        length = tl.minimum(BLOCK_N, N - column) * ITEM
+        sizes = tl.where((lanes < SPAN) & (first + lanes < K), length, 0)
+    call_pieces(weight, offsets, sizes)
 
 
 @triton.jit
@@ -37,6 +65,7 @@ def tensor_matmul(
     x6,
     x7,
     y0,
+    batches,
     rows,
     outputs,
     depth,
@@ -60,10 +89,14 @@ def tensor_matmul(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
+        if AHEAD > 0:
+            column = tl.program_id(0) // tl.maximum(tl.cdiv(rows, BLOCK_M), 1) * BLOCK_N
+            call_weight(x1, column, tl.program_id(2) * SPAN, N, K, SPAN, TRANSPOSE_B, BLOCK_N, AHEAD)
         gdc_wait()
     if N > 0:
         width: tl.constexpr = N
@@ -73,13 +106,20 @@ def tensor_matmul(
         inner: tl.constexpr = K
     else:
         inner = depth
-    tiles = tl.cdiv(rows, BLOCK_M)
-    tiles = tl.maximum(tiles, 1)
+    batch = tl.program_id(1)
+    tiles = tl.maximum(tl.cdiv(rows, BLOCK_M), 1)
     m = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) // tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    batch = tl.program_id(1)
-    first = tl.program_id(2) * SPAN if PARTS > 1 else 0
-    last = tl.minimum(first + SPAN, inner) if PARTS > 1 else inner
+    if BATCH_A or BATCH_B:
+        # No grid is empty, but a batch may be.
+        rows = tl.where(batch < batches, rows, 0)
+        last = tl.where(batch < batches, inner, 0)
+    else:
+        last = inner
+    first = 0
+    if PARTS > 1:
+        first = tl.program_id(2) * SPAN
+        last = tl.minimum(first + SPAN, inner)
     steps = tl.arange(0, BLOCK_K)
     left = x0 + (batch * (rows * inner) if BATCH_A else 0)
     right = x1 + (batch * (inner * width) if BATCH_B else 0)
@@ -122,11 +162,11 @@ def tensor_matmul(
 
 def constants(axes: Axes) -> dict[str, AxisValue]:
     parts, depth, block = int(axes["parts"]), int(axes["depth"]), int(axes["block_k"])
-    steps = -(-depth // block)
+    span = -(-(-(-depth // block)) // max(1, parts)) * block
     return {
         "N": axes["outputs"],
         "K": depth,
-        "SPAN": -(-steps // max(1, parts)) * block,
+        "SPAN": span,
         "TRANSPOSE_A": axes["transpose_a"],
         "TRANSPOSE_B": axes["transpose_b"],
         "BATCH_A": axes["batch_a"],
@@ -138,6 +178,7 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
         "BLOCK_N": axes["block_n"],
         "BLOCK_K": block,
         "STAGES": axes["stages"],
+        "AHEAD": triton.next_power_of_2(int(axes["block_n"]) if axes["transpose_b"] else span) if axes["ahead"] else 0,
         "PDL": axes["pdl"],
     }
 
@@ -145,6 +186,9 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
 def refuse(axes: Axes) -> str | None:
     if int(axes["parts"]) and not int(axes["depth"]):
         return "expected a number of columns where the sum is cut into parts"
+    whole = int(axes["outputs"]) % 8 == int(axes["depth"]) % 8 == 0 < int(axes["outputs"]) * int(axes["depth"])
+    if axes["ahead"] and not (whole and axes["dtype"] != "float32" and not axes["batch_b"]):
+        return "expected a weight of 16 bits whose sides are multiples of 8 where it is called ahead"
     return refuse_formula(str(axes["expression"]), types_beside(axes, str(axes["dtype"])))
 
 
@@ -156,6 +200,7 @@ TEMPLATE = Template(
         Parameter("x1", "operand", "dtype"),
         *PARAMETERS,
         Parameter("y0", "operand", "result"),
+        Parameter("batches", "size", "int32"),
         Parameter("rows", "size", "int32"),
         Parameter("outputs", "size", "int32"),
         Parameter("depth", "size", "int32"),
@@ -176,6 +221,7 @@ TEMPLATE = Template(
         "block_n": OneOf((16, 32, 64, 128, 256)),
         "block_k": OneOf((16, 32, 64, 128)),
         "stages": Whole(1, 8),
+        "ahead": OneOf((False, True)),
         "warps": OneOf((1, 2, 4, 8)),
         "pdl": OneOf((False, True)),
     },
@@ -184,4 +230,4 @@ TEMPLATE = Template(
     refuse=refuse,
 )
 """The weight is [depth, outputs]; 0 where the plan leaves a size open. With `parts` the result is float32, and there is
-no expression."""
+no expression. `ahead`: the weight never changes, and is called into the L2 cache before the wait for the predecessor."""

@@ -62,7 +62,7 @@ def tensor_pad(
     whole = inside[1] & inside[2]
     found = whole
     places = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for i in tl.static_range(RANK):
+    for i in tl.static_range(RANK):  # pyright: ignore[reportGeneralTypeIssues]
         place, some = source(at[i] - word(PARTS, 3 * i, sizes), word(PARTS, 3 * i + 1, sizes), MODE)
         places += place * word(PARTS, 3 * i + 2, sizes)
         found = tl.where(some, found, False)

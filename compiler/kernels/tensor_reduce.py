@@ -10,7 +10,15 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue, OneOf, Parameter, Template, Text, Whole
-from hjgc.compiler.kernels.places import MOST_SIZES, SIZES, block_offset, coordinates, refuse_places, refuse_words, total
+from hjgc.compiler.kernels.places import (
+    MOST_SIZES,
+    SIZES,
+    block_offset,
+    coordinates,
+    refuse_places,
+    refuse_words,
+    total,
+)
 from hjgc.compiler.kernels.reductions import NUMBERS, ROW_BLOCKS, add, end, larger, multiply, smaller, widened
 
 KINDS = ("sum", "mean", "max", "min", "prod", "sum_square", "l1", "l2", "log_sum", "log_sum_exp")
@@ -113,7 +121,7 @@ def tensor_reduce(
             at = coordinates(TILE, (0, row, column), sizes)
             values = widened(tl.load(x0 + block_offset(PLACES, 0, at, BLOCK_M, BLOCK_N, sizes), mask=inside, other=0))
             sums += tl.where(inside, tl.exp(values - peak), 0.0)
-        result = tl.log(across(sums, "sum")) + peak
+        result = tl.log(tl.reduce(sums, 1, add, keep_dims=True)) + peak
     tl.store(y0 + row, finished(result, columns, KIND).to(y0.dtype.element_ty), mask=row < rows)
 
 

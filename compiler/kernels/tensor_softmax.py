@@ -11,7 +11,15 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue, OneOf, Parameter, Template, Text, Whole
-from hjgc.compiler.kernels.places import MOST_SIZES, SIZES, block_offset, coordinates, refuse_places, refuse_words, total
+from hjgc.compiler.kernels.places import (
+    MOST_SIZES,
+    SIZES,
+    block_offset,
+    coordinates,
+    refuse_places,
+    refuse_words,
+    total,
+)
 from hjgc.compiler.kernels.reductions import FLOATING, ROW_BLOCKS, end, larger, widened
 
 

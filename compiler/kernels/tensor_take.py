@@ -51,7 +51,7 @@ def tensor_take(
     place = block_offset(PLACES, 0, at, BLOCK_M, BLOCK_N, sizes)
     named = x1 + offset(PLACES, 1, at, sizes)
     whole = inside[1] & inside[2]
-    for i in tl.static_range(DEPTH):
+    for i in tl.static_range(DEPTH):  # pyright: ignore[reportGeneralTypeIssues]
         count = word(PICKED, 2 * i, sizes)
         found = tl.load(named + i, mask=mask(TILE, PLACES, 1, inside), other=0)
         place += inside_axis(found, count) * word(PICKED, 2 * i + 1, sizes)
@@ -68,7 +68,9 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
 def refuse(axes: Axes) -> str | None:
     tile, places, picked = (str(axes[name]) for name in ("tile", "places", "picked"))
     if len(places.split()) != 3 or any(entry.count(",") != 1 for entry in picked.split()):
-        return "expected places of the operand, the numbers and the result, and a size and a stride for each axis picked"
+        return (
+            "expected places of the operand, the numbers and the result, and a size and a stride for each axis picked"
+        )
     return refuse_words(int(axes["sizes"]), tile, places, picked) or refuse_places(tile, places)
 
 

@@ -11,7 +11,15 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue, OneOf, Parameter, Template, Text, Whole
-from hjgc.compiler.kernels.places import MOST_SIZES, SIZES, block_offset, coordinates, refuse_places, refuse_words, total
+from hjgc.compiler.kernels.places import (
+    MOST_SIZES,
+    SIZES,
+    block_offset,
+    coordinates,
+    refuse_places,
+    refuse_words,
+    total,
+)
 from hjgc.compiler.kernels.reductions import NEVER, NUMBERS, ROW_BLOCKS, largest, largest_number, upended, widened
 
 
@@ -46,9 +54,9 @@ def tensor_top_k(
             best, where = tl.reduce((values, left), 1, largest_number, keep_dims=True)
             best = upended(best)
         there = (row < rows) & (where != NEVER)
-        places = block_offset(PLACES, 1, coordinates(TILE, (0, row, i), sizes), BLOCK_M, 1, sizes)
-        tl.store(y0 + places, best.to(y0.dtype.element_ty), mask=there)
-        tl.store(y1 + places, where.to(tl.int64), mask=there)
+        to = block_offset(PLACES, 1, coordinates(TILE, (0, row, i), sizes), BLOCK_M, 1, sizes)
+        tl.store(y0 + to, best.to(y0.dtype.element_ty), mask=there)
+        tl.store(y1 + to, where.to(tl.int64), mask=there)
         left = tl.where(lanes == where, NEVER, left)
 
 
@@ -69,7 +77,9 @@ TEMPLATE = Template(
     parameters=(
         Parameter("x0", "operand", "dtype"),
         Parameter("y0", "operand", "dtype"),
-        Parameter("y1", "operand", "int64"), *SIZES),
+        Parameter("y1", "operand", "int64"),
+        *SIZES,
+    ),
     axes={
         "count": Whole(1, 64),
         "largest": OneOf((False, True)),
