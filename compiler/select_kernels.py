@@ -62,7 +62,7 @@ class Selector:
         if target == "cpu":
             return ReferenceCall()
         try:
-            if program.function:
+            if all_ops()[step.op].infer is not None:
                 return self._call(step, target, choose_tensor(step, target, size_limits(program)))
             rows = most_rows(program)
             if rows is None:

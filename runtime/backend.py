@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.structs import Phase
 
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
 """`process(token_ids [L] int32, logits [V] float32)`: change the logits in place, or return others."""
@@ -34,6 +35,9 @@ Callback = Callable[..., "NDArray[np.float32] | None"]
 Rows = int | tuple[int, ...]
 """Of a call: how many rows it has, or, of a function, the sizes of its phase in order."""
 
+Value = Any
+"""Of an argument or a result of a function: an array, a list of values, None, or ONNX Runtime's own OrtValue."""
+
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids."""
 
@@ -46,6 +50,18 @@ class MemoryRef:
     space: str
     index: int
     phase: str = ""
+
+
+def sizes_of(phase: Phase, rows: Rows) -> dict[str, int]:
+    """The sizes of a call by name: an int counts the rows, `tokens`."""
+    if isinstance(rows, int):
+        return {"tokens": rows}
+    return {size.name: value for size, value in zip(phase.sizes, rows, strict=True)}
+
+
+def spell_rows(rows: Rows) -> str:
+    """As people read it: `16`, `2x128`; `fixed` for a function that has no sizes."""
+    return str(rows) if isinstance(rows, int) else "x".join(map(str, rows)) or "fixed"
 
 
 def digest_of(data: NDArray[np.uint8]) -> int:
@@ -102,7 +118,7 @@ class Backend(Protocol):
         self,
         phase: str,
         launches: Sequence[int],
-        tokens: int,
+        tokens: Rows,
         stop: Callable[[], bool] | None = None,
         ahead: int | None = None,
     ) -> bool:
@@ -116,17 +132,19 @@ class Backend(Protocol):
         comes of it."""
         ...
 
-    def build(self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None) -> Graph:
-        """Build the graph that serves up to `bucket` rows. `pause` is called between its pieces, if it has any, and may
-        take its time. Raises BackendRefused."""
+    def build(
+        self, phase: str, launches: Sequence[int], bucket: Rows, pause: Callable[[], None] | None = None
+    ) -> Graph:
+        """Build the graph that serves up to `bucket` rows; of a function, just these sizes. `pause` is called between
+        its pieces, if it has any, and may take its time. Raises BackendRefused."""
         ...
 
     def graph_bytes(self, launches: int) -> int:
         """An estimate of what a graph of so many launches will hold, before it is built."""
         ...
 
-    def replay(self, graph: Any, tokens: int) -> None:
-        """Run a captured segment for `tokens` rows, at most its bucket."""
+    def replay(self, graph: Any, tokens: Rows) -> None:
+        """Run a captured segment for `tokens` rows, at most its bucket; of a function, for its sizes."""
         ...
 
     def release(self, graph: Any) -> None:
@@ -134,21 +152,21 @@ class Backend(Protocol):
         device frees it once it is done then."""
         ...
 
-    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:
+    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, NDArray[np.uint8]]:
         """A copy of the bytes of each ref, once the work issued so far is done: of a cache the rows `start` to
         `start + tokens`, of a buffer its first `tokens` rows' worth, of anything else all of it."""
         ...
 
-    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, int]:
         """Of each ref a number of 64 bits that is the same for the same bytes, and almost never for others: of what a
         snapshot would hold, at a fraction of its cost where the device can tell it."""
         ...
 
-    def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: int) -> None:
+    def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: Rows) -> None:
         """Write a snapshot back to where it came from."""
         ...
 
-    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: Rows, value: int) -> None:
         """Set to `value` every byte that a snapshot of these refs would hold."""
         ...
 
@@ -185,11 +203,24 @@ class Backend(Protocol):
         ...
 
 
+class FunctionBackend(Backend, Protocol):
+    """A backend of a plan that is a function, whose phases have arguments and results."""
+
+    def write_arguments(self, phase: str, rows: Rows, values: Sequence[Value]) -> None:
+        """Give the phase its arguments, in their order, before what is launched after this call. The values are the
+        caller's again when it returns."""
+        ...
+
+    def read_results(self, phase: str, rows: Rows) -> list[Value]:
+        """The results of the phase, in their order, each new, once all that was launched before is done."""
+        ...
+
+
 class CodeBackend(Backend, Protocol):
     """A backend that runs device code, and takes in more of it while it serves. But for `missing`, called only by one
     thread, between requests where said so."""
 
-    def missing(self, phase: str, rows: int) -> tuple[int, ...]:
+    def missing(self, phase: str, rows: Rows) -> tuple[int, ...]:
         """The plan's variants that a call of so many rows lacks."""
         ...
 

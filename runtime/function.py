@@ -2,61 +2,71 @@
 
 from __future__ import annotations
 
+import math
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from hjgc.plan_format.errors import RunError
-from hjgc.plan_format.sizes import Size, evaluate, spell
-from hjgc.plan_format.structs import DynamicSegment, Plan, Port, Segment
-from hjgc.runtime.arguments import argument, shape_text
-from hjgc.runtime.backend import Rows
-from hjgc.runtime.errors import DeadlineExceeded, SessionClosed
-from hjgc.runtime.islands import Value, dtype_of_bits, host_value
+from hjgc.plan_format.structs import Plan, Port
+from hjgc.runtime.backend import FunctionBackend, Rows, Value
+from hjgc.runtime.call_inputs import CallInputs
+from hjgc.runtime.errors import Cancelled, DeadlineExceeded
+from hjgc.runtime.functions import Functions
+from hjgc.runtime.gate import Gate
+from hjgc.runtime.report import flat_numbers, make_report
+from hjgc.runtime.route import Route, Router, Step
+from hjgc.runtime.runner import DynamicRunner
+from hjgc.runtime.samples import Samples
+from hjgc.runtime.session import GRAPH_BYTES
+from hjgc.runtime.supply import CodeSource, Supply
+from hjgc.runtime.turns import Ticket, Turns
+from hjgc.runtime.worker import CaptureWorker
 
-PHASE = "call"
-
-
-class FunctionBackend(Protocol):
-    """What a function needs of a device besides `hjgc.runtime.backend.Backend`: buffers as arrays, values by number."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, phase: str, launches: Any, tokens: Rows, stop: Callable[[], bool] | None = None) -> bool: ...
-
-    def tensor(self, phase: str, index: int, tokens: Rows) -> NDArray[Any]: ...
-
-    def value(self, phase: str, index: int) -> Value: ...
-
-    def give_value(self, phase: str, index: int, value: Value) -> None: ...
-
-    def memory(self) -> dict[str, int]: ...
-
-    def close(self) -> None: ...
+PHASE, SCHEDULE = "call", "default"
 
 
 class Function:
     """Runs a plan that is a function. `function(inputs)` takes arrays by name and returns arrays by name.
 
-    Threads. Every method may be called from any thread; calls have the device one at a time. `close()` waits for the
-    call in progress."""
+    The first call of some sizes runs launch by launch; behind the calls graphs of its static segments are captured for
+    just these sizes, checked, and serve the next ones with the same bits. `graph_bytes` is the device memory that
+    graphs may hold together; `capture=False` builds none. The function owns the backend and closes it; `source` says
+    what of the plan's device code is there and has the rest built.
 
-    def __init__(self, plan: Plan, backend: FunctionBackend) -> None:
+    Threads. Every method may be called from any thread; calls have the device one at a time, first come first served.
+    One background thread builds and checks graphs, as for a session. `close()` waits for the call in progress; those
+    that wait for the device get SessionClosed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: FunctionBackend,
+        *,
+        graph_bytes: int = GRAPH_BYTES,
+        capture: bool = True,
+        source: CodeSource | None = None,
+    ) -> None:
+        if graph_bytes < 0:
+            raise RunError(f"expected a budget of 0 bytes or more for graphs, found {graph_bytes}")
         self.plan, self._backend = plan, backend
         self._phase = plan.phase(PHASE)
-        self._segments: tuple[Segment, ...] = self._phase.schedule().segments
-        self._busy = threading.Lock()
+        self._inputs = CallInputs(self._phase)
+        self._samples = Samples()
+        self._turns = Turns()
+        self._worker = CaptureWorker(backend, Gate(plan, backend), self._turns, graph_bytes)
+        self._router = Router(plan, backend, self._worker, Functions(plan, {}))
+        self._supply = None if source is None else Supply(source, self._turns, self._router, self._worker)
+        self._closing = threading.Lock()
         self._closed = False
-        self._cancelled = threading.Event()
+        self._begun: list[Ticket] = []
         self.calls = 0
-        self._runs = [0] * len(self._segments)
-        self._seconds = [0.0] * len(self._segments)
+        """Those that gave their results."""
+        if capture:
+            self._worker.start()
+        if self._supply is not None:
+            self._supply.start()
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -71,130 +81,71 @@ class Function:
     def __call__(self, inputs: Mapping[str, Any], *, deadline: float | None = None) -> dict[str, Any]:
         """The outputs by name, each a new array (a list of arrays for a sequence, None for an absent optional).
 
-        `inputs` are arrays, or what numpy makes arrays of; `deadline` is in seconds from now. Raises RunError for
-        inputs that do not fit the plan, naming the first, and for an island that fails; DeadlineExceeded. The function
-        may be called again after any of them."""
-        given = self._checked(inputs)
-        end = None if deadline is None else time.monotonic() + deadline
-        with self._busy:
-            if self._closed:
-                raise SessionClosed()
-            self._cancelled.clear()
-            rows = self._bind(given)
-            self._fill(given, rows)
-            self._run(rows, end)
-            self.calls += 1
-            return {port.name: self._result(port, rows) for port in self._phase.results}
+        `inputs` are arrays, or what numpy makes arrays of; `deadline` is in seconds from now, waiting for other calls
+        included. Raises RunError for inputs that do not fit the plan, naming the first, and for an island that fails;
+        Cancelled; DeadlineExceeded; SessionClosed. The function may be called again after any of the first four."""
+        if deadline is not None and math.isnan(deadline):
+            raise RunError("expected a deadline in seconds from now, found nan")
+        rows, values = self._inputs.check(inputs)
+        ticket = Ticket(deadline)
+        self._begun.append(ticket)
+        try:
+            found = self._in_turn(ticket, rows, values)
+        finally:
+            self._begun.remove(ticket)
+        return {port.name: value for port, value in zip(self._phase.results, found, strict=True)}
 
     def cancel(self) -> None:
-        """End the call in progress, between two launches or inside of an island; it raises RunError."""
-        self._cancelled.set()
+        """End the call that came first of those under way, between two launches, inside of an island or while it waits
+        for the device; it raises Cancelled."""
+        for ticket in self._begun[:1]:
+            self._turns.cancel(ticket)
 
-    def _run(self, rows: Rows, end: float | None) -> None:
-        def stop() -> bool:
-            return self._cancelled.is_set() or (end is not None and time.monotonic() >= end)
+    def _in_turn(self, ticket: Ticket, rows: Rows, values: list[Value]) -> list[Value]:
+        self._turns.take(ticket)
+        ended_by: type[BaseException] | None = None
+        try:
+            with self._router.turn():
+                return self._run(ticket, rows, values)
+        except BaseException as error:
+            ended_by = type(error)
+            raise
+        finally:
+            self._turns.give_back(ticket, ended_by)
 
-        for number, segment in enumerate(self._segments):
-            begun = time.perf_counter()
-            if not self._backend.run(PHASE, segment.launches, rows, stop):
-                where = self._where(segment)
-                if self._cancelled.is_set():
-                    raise RunError(f"the call was cancelled {where}")
-                raise DeadlineExceeded(f"the deadline passed {where}")
-            self._runs[number] += 1
-            self._seconds[number] += time.perf_counter() - begun
+    def _run(self, ticket: Ticket, rows: Rows, values: list[Value]) -> list[Value]:
+        """A call that has the device."""
+        step = self._router.begin()
+        if self._router.asks(PHASE, SCHEDULE, rows):
+            step.sample = self._samples.take(values)
+        self._backend.write_arguments(PHASE, rows, values)
+        if not self._router.run(PHASE, SCHEDULE, rows, 0, None, lambda: ticket.stopped, step):
+            raise _stopped(ticket, step)
+        found = self._router.finish(step, lambda: self._backend.read_results(PHASE, rows))
+        self.calls += 1
+        return found
 
-    def _where(self, segment: Segment) -> str:
-        """Where a call was, in words; for an island, its nodes."""
-        if isinstance(segment, DynamicSegment):
-            chains = "; ".join(" <- ".join(reason.chain) for reason in segment.reasons[:3])
-            return f"in a dynamic segment ({chains})"
-        return "in a static segment"
+    def wait_captured(self, timeout: float | None = None) -> bool:
+        """Wait until every segment that calls asked for is promoted, refused or quarantined. False after `timeout`
+        seconds, and at once where nobody captures: `capture=False`, worker crashed, function closed."""
+        return self._worker.wait(timeout)
 
-    def _checked(self, inputs: Mapping[str, Any]) -> dict[str, Value]:
-        """Arrays of the right types, by name. Raises RunError that names the first that is not."""
-        known = {port.name: port for port in self._phase.arguments}
-        unknown = next((name for name in inputs if name not in known), None)
-        if unknown is not None:
-            names = ", ".join(map(repr, known)) or "none"
-            raise RunError(f"expected inputs among {names}, found {unknown!r}")
-        return {name: argument(port, inputs.get(name)) for name, port in known.items()}
-
-    def _bind(self, given: Mapping[str, Value]) -> tuple[int, ...]:
-        """The sizes that these inputs have, in the phase's order. Raises RunError where they disagree."""
-        found: dict[str, int] = {}
-        ports = [port for port in self._phase.arguments if port.space == "buffer"]
-        for port in ports:
-            shape = np.shape(given[port.name])
-            if len(shape) != len(port.shape or ()):
-                wanted = shape_text(port.shape)
-                raise RunError(f"input {port.name!r}: expected {wanted}, found {list(shape)}")
-            for axis, size in zip(port.shape or (), shape, strict=True):
-                if isinstance(axis, Size):
-                    found.setdefault(axis.name, size)
-        self._check_ranges(found)
-        for port in ports:
-            self._check_shape(port, np.shape(given[port.name]), found)
-        return tuple(found.get(size.name, size.low) for size in self._phase.sizes)
-
-    def _check_ranges(self, found: Mapping[str, int]) -> None:
-        for size in self._phase.sizes:
-            value = found.get(size.name, size.low)
-            if not size.low <= value <= size.high:
-                raise RunError(
-                    f"expected {size.name} of {size.low} to {size.high}, found {value}; compile again with "
-                    f"--size {size.name}={min(size.low, value)}:{max(size.high, value)}"
-                )
-
-    def _check_shape(self, port: Port, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
-        for axis, size in zip(port.shape or (), shape, strict=True):
-            try:
-                wanted = size if axis is None else evaluate(axis, sizes)
-            except KeyError:
-                continue  # a size that no input has by itself
-            if wanted != size:
-                named = "" if isinstance(axis, int) or axis is None else f" ({spell(axis)} = {wanted})"
-                problem = f"expected {shape_text(port.shape)}{named}, found {list(shape)}"
-                raise RunError(f"input {port.name!r}: {problem}")
-
-    def _fill(self, given: Mapping[str, Value], rows: Rows) -> None:
-        for port in self._phase.arguments:
-            value = given[port.name]
-            if port.space == "value":
-                self._backend.give_value(PHASE, port.index, value)
-            else:
-                memory = self._backend.tensor(PHASE, port.index, rows)
-                memory[...] = _bits(value)
-
-    def _result(self, port: Port, rows: Rows) -> Value:
-        if port.space == "value":
-            return host_value(self._backend.value(PHASE, port.index))
-        memory = self._backend.tensor(PHASE, port.index, rows).copy()
-        return _typed(memory, port.type)
+    def wait_built(self, timeout: float | None = None) -> bool:
+        """Wait until no code is left to build, or to take in. False after `timeout` seconds."""
+        return self._supply is None or self._supply.wait(timeout)
 
     def report(self) -> dict[str, Any]:
-        """Each segment with its runs, seconds and reasons; the memory. JSON-able."""
-        segments = [
-            {
-                "kind": "dynamic" if isinstance(segment, DynamicSegment) else "static",
-                "launches": len(segment.launches),
-                "runs": self._runs[i],
-                "seconds": round(self._seconds[i], 6),
-                "reasons": [
-                    {"code": str(reason.code), "sentence": reason.code.sentence, "chain": list(reason.chain)}
-                    for reason in (segment.reasons if isinstance(segment, DynamicSegment) else ())
-                ],
-            }
-            for i, segment in enumerate(self._segments)
-        ]
-        return {
-            "model": self.plan.model.name,
-            "target": self._backend.name,
-            "calls": self.calls,
-            "islands": len(self.plan.islands),
-            "segments": segments,
-            "memory": self._backend.memory(),
-        }
+        """What a session's report holds, and `calls`; of each static segment an entry for each tuple of sizes that
+        calls had lately, its `key`. JSON-able."""
+        memory = self._backend.memory()
+        report = make_report(self.plan.model.name, self._backend.name, self._router, self._worker, self._turns, memory)
+        code = None if self._supply is None else self._supply.report()
+        return {**report, "islands": self._backend.islands(), "code": code, "calls": self.calls}
+
+    def metrics(self) -> dict[str, int | float]:
+        """The numbers of the report, flat, by dotted name."""
+        report = self.report()
+        return {**flat_numbers(report), "calls": report["calls"]}
 
     @property
     def closed(self) -> bool:
@@ -202,9 +153,17 @@ class Function:
 
     def close(self) -> None:
         """Give all memory back. May be called twice."""
-        with self._busy:
-            if not self._closed:
-                self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._turns.close()
+            self._router.close()
+            if self._supply is not None:
+                self._supply.close()
+            try:
+                self._worker.close()
+            finally:
                 self._backend.close()
 
     def __enter__(self) -> Function:
@@ -216,11 +175,17 @@ class Function:
         self.close()
 
 
-def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    """Of a type that numpy has not, the bits."""
-    return array.view(np.uint16) if str(array.dtype) == "bfloat16" else array
+def _stopped(ticket: Ticket, step: Step) -> RunError:
+    """Why a call ended early, and where."""
+    where = "before its first segment" if step.at is None else f"in {_named(step.at)}"
+    if ticket.cancelled:
+        return Cancelled(f"the call was cancelled {where}")
+    return DeadlineExceeded(f"the deadline passed {where}")
 
 
-def _typed(array: NDArray[Any], text: str) -> NDArray[Any]:
-    dtype = dtype_of_bits("bfloat16") if text == "tensor(bfloat16)" else None
-    return array if dtype is None else array.view(dtype)
+def _named(route: Route) -> str:
+    """A segment in words; of a dynamic one its nodes."""
+    if not isinstance(route, DynamicRunner):
+        return "a static segment"
+    chains = "; ".join(" <- ".join(reason.chain) for reason in route.reasons[:3])
+    return f"a dynamic segment ({chains})"

@@ -1,27 +1,29 @@
 """Does a new graph compute the same bytes as the plain run, and if not, which launch is the first to differ?
 
-Both are given the same made-up input on the real memory: token ids, parameters, and whatever context the caches hold.
-What they should write is filled with a pattern first, so that a graph that writes nothing is found out. Compared are
-digests, which the device computes where it can: half a megabyte of cache rows a token (7B) is much to carry to the host
-while a request may come. Only what differs is run again and looked at byte by byte. What was touched is put back,
-however the check ends, except the cache rows of the call: every request begins with an empty cache. The caller holds
-the device.
+Both are given the same made-up input on the real memory: token ids, parameters, and whatever context the caches hold;
+of a function the arguments of the call that asked for the graph, and what earlier segments made of them. What they
+should write is filled with a pattern first, so that a graph that writes nothing is found out. Compared are digests,
+which the device computes where it can: half a megabyte of cache rows a token (7B) is much to carry to the host while a
+request may come. Only what differs is run again and looked at byte by byte. What was touched is put back, however the
+check ends, except the cache rows of the call, since every request begins with an empty cache, and what a function's
+launches write, since nothing of it lasts. The caller holds the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.hazards import MemoryUse, memory_uses
 from hjgc.plan_format.structs import Launch, Phase, Plan
-from hjgc.runtime.backend import Backend, BackendRefused, Graph, MemoryRef
+from hjgc.runtime.backend import Backend, BackendRefused, FunctionBackend, Graph, MemoryRef, Rows
 from hjgc.runtime.functions import callback_of
 from hjgc.runtime.runner import SegmentRunner
+from hjgc.runtime.samples import Sample
 
 POISON = 0xA5
 AHEAD = 16
@@ -52,7 +54,7 @@ class Gate:
 
     def __init__(self, plan: Plan, backend: Backend) -> None:
         self._plan, self._backend = plan, backend
-        self._left: dict[SegmentRunner, list[tuple[int, int]]] = {}
+        self._left: dict[SegmentRunner, list[tuple[Rows, int]]] = {}
         self._uses: dict[str, Uses] = {}
 
     def check(self, runner: SegmentRunner, graph: Graph, stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -81,14 +83,18 @@ class Gate:
             self._uses[name] = [memory_uses(phase, launch) for launch in phase.launches]
         return self._uses[name]
 
-    def _places(self, runner: SegmentRunner) -> list[tuple[int, int]]:
+    def _places(self, runner: SegmentRunner) -> list[tuple[Rows, int]]:
         """(tokens, start) to compare at: two starts, so that one that got fixed in the graph shows, and the longest and
-        the shortest length it would serve. Where it starts, traffic has left real rows behind in the caches."""
-        behind = runner.last_start or runner.shortest
+        the shortest length it would serve. Where it starts, traffic has left real rows behind in the caches. A graph of
+        a function serves one tuple of sizes."""
+        bucket, shortest = runner.bucket, runner.shortest
+        if not isinstance(bucket, int) or not isinstance(shortest, int):
+            return [(bucket, 0)]
+        behind = runner.last_start or shortest
         if runner.phase == "prefill":
-            wanted = [(runner.bucket, 0), (runner.shortest, behind)]
+            wanted = [(bucket, 0), (shortest, behind)]
         else:
-            wanted = [(runner.bucket, behind), (runner.shortest, behind // 2)]
+            wanted = [(bucket, behind), (shortest, behind // 2)]
         context, latest = self._plan.model.context, _latest_start(self._plan.phase(runner.phase))
         lengths = [(min(tokens, context), start) for tokens, start in wanted]
         return list(dict.fromkeys((tokens, min(start, context - tokens, latest)) for tokens, start in lengths))
@@ -103,7 +109,7 @@ class _Trial:
         backend: Backend,
         runner: SegmentRunner,
         uses: Uses,
-        place: tuple[int, int],
+        place: tuple[Rows, int],
         stop: Callable[[], bool],
     ) -> None:
         self.plan, self.backend, self.runner, self.uses, self.stop = plan, backend, runner, uses, stop
@@ -111,6 +117,8 @@ class _Trial:
         self.phase = plan.phase(runner.phase)
         self.before, self.after = _around(self.phase, runner)
         self.saved: Contents = {}
+        self.inputs: Contents = {}
+        """Of a function: what the segment reads that is not its own."""
 
     def run(self, graph: Graph) -> dict[str, Any] | None:
         launches = self.runner.launches
@@ -157,13 +165,28 @@ class _Trial:
         """The input, what earlier segments leave behind, and the pattern where `launches` will write."""
         self._give_way()
         self.backend.restore(self.saved, self.start, self.tokens)
-        self.backend.write_parameters({**SAMPLING, "start": self.start, "length": self.tokens})
-        end = self.start + self.tokens
+        if isinstance(self.tokens, int):
+            self._make_up(self.start + self.tokens)
+            self._run_before()
+        elif not self.inputs:
+            self._call_again(self.runner.sample)
+        else:
+            self.backend.restore(self.inputs, 0, self.tokens)
+        self.backend.fill(self._overwritten(launches), self.start, self.tokens, POISON)
+
+    def _make_up(self, end: int) -> None:
+        """Ids and parameters of a request that has `end` tokens."""
+        self.backend.write_parameters({**SAMPLING, "start": self.start, "length": end - self.start})
         generator = np.random.default_rng(end)
         ids: list[int] = generator.integers(0, self.plan.model.vocab_size, end).tolist()
         self.backend.write_history(0, [*ids, NO_TOKEN])
+
+    def _call_again(self, sample: Sample | None) -> None:
+        """The call up to the segment, once: what lies before may take long, and draw other numbers each time."""
+        assert sample is not None, "a graph of a function is asked for with the arguments of a call"
+        cast(FunctionBackend, self.backend).write_arguments(self.phase.name, self.tokens, sample.values)
         self._run_before()
-        self.backend.fill(self._overwritten(launches), self.start, self.tokens, POISON)
+        self.inputs = self._snapshot(self._needed(self.runner.launches))
 
     def _run_before(self) -> None:
         """What earlier segments leave behind. The caller's functions are not called: rows pass unchanged."""
@@ -171,6 +194,7 @@ class _Trial:
             if not host:
                 self._run(list(launches))
                 continue
+            assert isinstance(self.tokens, int), "a function calls none of the caller's"
             for number in launches:
                 self.backend.call_host(self.phase.name, number, self.tokens, _unchanged)
 
@@ -193,7 +217,9 @@ class _Trial:
 
     def _memory(self) -> list[MemoryRef]:
         """What is saved and put back: the parameter block, the history, and other lasting memory that the check writes,
-        except cache rows."""
+        except cache rows. Between the calls of a function nothing lasts."""
+        if self.runner.is_exact:
+            return []
         history = [MemoryRef("state", i) for i, state in enumerate(self.plan.states) if state.kind == "token_history"]
         written = self._written([*self.before, *self.runner.launches])
         lasting = [ref for ref in written if ref.space != "buffer" and not self._is_cache(ref.space, ref.index)]
@@ -216,23 +242,35 @@ class _Trial:
         return MemoryRef(space, index, self.phase.name if space == "buffer" else "")
 
     def _watched(self, launches: Sequence[int]) -> list[MemoryRef]:
-        """What is compared after `launches`: lasting memory, what later segments read, what the last launch wrote.
-        Other buffers may have been used again since."""
+        """What is compared after `launches`: lasting memory, what later segments or the caller read, what the last
+        launch wrote. Other buffers may have been used again since."""
         kept = {ref for ref in self._reads(self.after) if ref.space == "buffer"}
+        kept.update(
+            self._ref("buffer", _owner(self.phase, port.index)) for port in self.phase.results if port.space == "buffer"
+        )
         kept.update(self._writes(launches[-1]))
         return [ref for ref in self._written(launches) if ref.space != "buffer" or ref in kept]
 
     def _overwritten(self, launches: Sequence[int]) -> list[MemoryRef]:
         """What `launches` write without needing what was there: caches (the rows of this call), and memory whose first
         use is a write, unless it shares bytes with a buffer that comes from an earlier segment."""
+        first = self._first_uses(launches)
+        inputs = [ref.index for ref, needed in first.items() if needed and ref.space == "buffer"]
+        written = set(self._written(launches))
+        return [ref for ref, needed in first.items() if not needed and ref in written and not self._shares(ref, inputs)]
+
+    def _needed(self, launches: Sequence[int]) -> list[MemoryRef]:
+        """What `launches` read that was there before."""
+        return [ref for ref, needed in self._first_uses(launches).items() if needed]
+
+    def _first_uses(self, launches: Sequence[int]) -> dict[MemoryRef, bool]:
+        """All that `launches` touch: does the first of them need what was there?"""
         first: dict[MemoryRef, bool] = {}
         for number in launches:
             for use in self.uses[number]:
                 needed = use.reads and not self._is_cache(use.space, use.index)
                 first.setdefault(self._ref(use.space, use.index), needed)
-        inputs = [ref.index for ref, needed in first.items() if needed and ref.space == "buffer"]
-        written = set(self._written(launches))
-        return [ref for ref, needed in first.items() if not needed and ref in written and not self._shares(ref, inputs)]
+        return first
 
     def _is_cache(self, space: str, index: int) -> bool:
         return space == "state" and self.plan.states[index].kind in CACHES
@@ -281,7 +319,7 @@ class _Trial:
             "name": None if named is None else named.name,
             "op": None if named is None else named.op,
             "memory": memory,
-            "tokens": self.tokens,
+            "tokens": self.tokens if isinstance(self.tokens, int) else list(self.tokens),
             "start": self.start,
         }
 
@@ -289,6 +327,12 @@ class _Trial:
         if ref.space == "buffer":
             return self.phase.buffers[ref.index].name
         return "parameters" if ref.space == "parameters" else self.plan.states[ref.index].name
+
+
+def _owner(phase: Phase, index: int) -> int:
+    """The buffer that this one is a view of, or itself."""
+    base = phase.buffers[index].view_of
+    return index if base is None else base
 
 
 def _latest_start(phase: Phase) -> int:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,11 +26,10 @@ from hjgc.plan_format.checker import brief
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import PlanError, RunError
 from hjgc.plan_format.ops.declaration import split_roles
-from hjgc.plan_format.structs import Island, Launch, Operand
+from hjgc.plan_format.structs import Island, Launch, Operand, Phase
+from hjgc.runtime.backend import Value
 from hjgc.runtime.onnx_bytes import check_data_inside
 
-Value = Any
-"""An array, a list of values, None, or ONNX Runtime's own OrtValue."""
 Stop = Callable[[], bool]
 
 WATCH_SECONDS = 0.005
@@ -62,6 +62,28 @@ class Place:
     @property
     def is_tensor(self) -> bool:
         return self.memory is not None or self.type.startswith("tensor(")
+
+
+class Values:
+    """What only the host holds of a plan, by phase and number."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int], Value] = {}
+
+    def get(self, phase: str, index: int) -> Value:
+        """Raises KeyError where nothing was given or computed yet."""
+        return self._held[phase, index]
+
+    def put(self, phase: str, index: int, value: Value) -> None:
+        self._held[phase, index] = value
+
+    def place(self, phase: Phase, index: int) -> Place:
+        """Where an island finds the value, or leaves it; None before it was given."""
+        get, put = partial(self._held.get, (phase.name, index)), partial(self.put, phase.name, index)
+        return Place(get, put, type=phase.values[index].type)
+
+    def clear(self) -> None:
+        self._held.clear()
 
 
 @dataclass
@@ -347,9 +369,22 @@ def _shifts(count: int) -> NDArray[np.uint8]:
     return np.arange(0, 8, 8 // count, dtype=np.uint8)
 
 
+@cache
 def dtype_of_bits(name: str) -> np.dtype[Any] | None:
     """A type that numpy has not, if `ml_dtypes` is installed."""
     return None if find_spec("ml_dtypes") is None else np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+
+
+def in_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """An array as a buffer holds it: of a type that numpy has not, the bits."""
+    dtype = dtype_of_bits("bfloat16")
+    return array.view(np.uint16) if dtype is not None and array.dtype == dtype else array
+
+
+def out_of_bits(array: NDArray[Any], kind: str) -> NDArray[Any]:
+    """What the caller gets for an array that was in a buffer; `kind` is its type as ONNX spells it."""
+    dtype = dtype_of_bits("bfloat16") if kind == "tensor(bfloat16)" else None
+    return array if dtype is None else array.view(dtype)
 
 
 def to_host(value: Any) -> NDArray[Any]:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import InputError, PlanError, RunError
-from hjgc.runtime.backend import Backend, HostFunction
+from hjgc.runtime.backend import Backend, FunctionBackend, HostFunction
 from hjgc.runtime.code_choice import Trust
 from hjgc.runtime.function import Function
 from hjgc.runtime.functions import Functions
@@ -98,15 +98,16 @@ def open_session(
 
 def load(plan: str | Path, *, weights: str | Path | None = None, device: str | None = None, **options: Any) -> Any:
     """What serves the plan at this path: a `Function` for one that was compiled as a function, a `Session` for a
-    decoder, to which all `options` of `open_session` apply. Raises PlanError, InputError, RunError."""
+    decoder. The `options` are those of `open_session`; `functions` are for a decoder alone. Raises PlanError,
+    InputError, RunError."""
     opened = open_plan(plan, weights)
+    given: dict[str, Any] = {"graph_bytes": GRAPH_BYTES, "capture": True, **options}
     if not opened.file.plan.is_function:
-        given: dict[str, Any] = {"graph_bytes": GRAPH_BYTES, "capture": True, **options}
         return start_session(opened, device=device, **given)
-    if options:
+    if given.pop("functions", None):
         opened.file.close()
-        raise RunError(f"expected weights and device for a plan that is a function, found {', '.join(sorted(options))}")
-    return start_function(opened, device=device)
+        raise RunError("expected no functions of the caller's for a plan that is a function: it calls none")
+    return start_function(opened, device=device, **given)
 
 
 def check_decoder(file: PlanFile) -> None:
@@ -117,13 +118,32 @@ def check_decoder(file: PlanFile) -> None:
         raise PlanError(file.path, problem, field="$.phases", next_step=step)
 
 
-def start_function(opened: Opened, *, device: str | None = None) -> Function:
-    """Load the weights and be ready for calls. Whatever goes wrong, the plan file is closed: nothing of it is needed
-    later."""
+def start_function(
+    opened: Opened,
+    *,
+    device: str | None = None,
+    graph_bytes: int = GRAPH_BYTES,
+    capture: bool = True,
+    strict: bool = False,
+    trust: Trust = "plan",
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Function:
+    """Load the weights onto the device and be ready for calls. Whatever goes wrong, the plan file is closed: nothing of
+    it is needed later."""
     with opened.file as file:
-        backend = _open_backend(opened, device, CodeRules(False, "plan", lambda stage: None))
-        assert not isinstance(backend, CodeSource), "a function has no device code"
-        return Function(file.plan, backend)  # type: ignore[arg-type] (the CPU's has what functions need)
+        source = _open_backend(opened, device, CodeRules(strict, trust, progress))
+        plan, backend = (source.choice.plan, source.backend) if isinstance(source, CodeSource) else (file.plan, source)
+        try:
+            return Function(
+                plan,
+                cast(FunctionBackend, backend),  # every backend of this package has what functions need
+                graph_bytes=graph_bytes,
+                capture=capture,
+                source=source if isinstance(source, CodeSource) else None,
+            )
+        except BaseException:
+            source.close()
+            raise
 
 
 def open_plan(plan: str | Path, weights: str | Path | None = None) -> Opened:

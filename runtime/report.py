@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hjgc.runtime.route import Router, StaticRoute
+from hjgc.runtime.backend import spell_rows
+from hjgc.runtime.route import Route, Router
 from hjgc.runtime.runner import DynamicRunner, SegmentRunner, State
 from hjgc.runtime.turns import Turns
 from hjgc.runtime.worker import CaptureWorker
@@ -15,8 +16,9 @@ from hjgc.runtime.worker import CaptureWorker
 def make_report(
     name: str, target: str, router: Router, worker: CaptureWorker, turns: Turns, memory: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Everything, as JSON takes it: one entry for each static segment and bucket and each dynamic segment, then the
-    worker, the budget, the requests, the steps launched ahead, the memory, and sums."""
+    """Everything, as JSON takes it: one entry for each static segment and bucket (of a function, and sizes that calls
+    had lately) and each dynamic segment, then the worker, the budget, the requests, the steps launched ahead, the
+    memory, and sums."""
     ahead = router.ahead
     with worker.lock:
         segments = [entry for routes in router.routes.values() for route in routes for entry in _entries(route)]
@@ -44,7 +46,7 @@ def make_report(
         }
 
 
-def _entries(route: StaticRoute | DynamicRunner) -> list[dict[str, Any]]:
+def _entries(route: Route) -> list[dict[str, Any]]:
     if isinstance(route, DynamicRunner):
         return [_dynamic_entry(route)]
     return [_static_entry(runner) for runner in route.runners]
@@ -56,7 +58,7 @@ def _static_entry(runner: SegmentRunner) -> dict[str, Any]:
         "phase": runner.phase,
         "schedule": runner.schedule,
         "segment": runner.segment,
-        "key": runner.bucket,
+        "key": runner.bucket if isinstance(runner.bucket, int) else list(runner.bucket),
         "launches": len(runner.launches),
         "state": str(runner.state),
         "hits": runner.hits,
@@ -106,7 +108,10 @@ def flat_numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
         numbers.update(_prefixed(part, report[part]))
     numbers.update(_prefixed("launch_ahead.off", report["launch_ahead"]["off"]))
     for entry in report["segments"]:
-        place = [str(entry[name]) for name in ("phase", "schedule", "segment", "key") if name in entry]
+        place = [str(entry[name]) for name in ("phase", "schedule", "segment")]
+        if "key" in entry:
+            key = entry["key"]
+            place.append(spell_rows(tuple(key) if isinstance(key, list) else key))
         counters = {name: value for name, value in entry.items() if name not in ("segment", "key")}
         numbers.update(_prefixed(".".join(["segment", *place]), counters))
     if report["islands"] is not None:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, StaticSegment
-from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef
+from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef, Rows
 from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.functions import Functions, callback_of
 from hjgc.runtime.runner import DynamicRunner, SegmentRunner
+from hjgc.runtime.samples import Sample
 from hjgc.runtime.worker import CaptureWorker
 
 Stop = Callable[[], bool]
+
+T = TypeVar("T")
+
+MOST_SIZES = 64
+"""Tuples of sizes for which a segment of a function has runners."""
 
 
 @dataclass
@@ -47,22 +53,68 @@ class StaticRoute:
             for bucket, shortest in zip(self.buckets, first, strict=False)
         ]
 
-    def runner(self, tokens: int) -> SegmentRunner | None:
-        """That of the smallest bucket that holds `tokens`; None if there is none or it would be over half empty."""
-        number = bisect_left(self.buckets, tokens)
-        if number == len(self.buckets) or self.buckets[number] > 2 * tokens:
+    def runner(self, rows: Rows) -> SegmentRunner | None:
+        """That of the smallest bucket that holds so many rows; None if there is none or it would be over half empty."""
+        assert isinstance(rows, int), "a phase of rows"
+        number = bisect_left(self.buckets, rows)
+        if number == len(self.buckets) or self.buckets[number] > 2 * rows:
             return None
         return self.runners[number]
 
 
+class ExactRoute:
+    """One static segment of a function: a runner for each tuple of sizes that calls had lately, made when it is asked
+    for. `retire` gives up an old one, if that may be."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        schedule: str,
+        number: int,
+        segment: StaticSegment,
+        retire: Callable[[SegmentRunner], bool],
+    ) -> None:
+        self.launches = segment.launches
+        self._place = phase.name, schedule, number, segment.launches
+        self._retire = retire
+        self._runners: OrderedDict[Rows, SegmentRunner] = OrderedDict()
+
+    @property
+    def runners(self) -> list[SegmentRunner]:
+        """That of the last call comes last. From any thread."""
+        return list(self._runners.values())
+
+    def runner(self, rows: Rows) -> SegmentRunner | None:
+        """That of these sizes; None if all that there may be are still to be settled."""
+        if rows not in self._runners:
+            if len(self._runners) >= MOST_SIZES and not self._make_room():
+                return None
+            self._runners[rows] = SegmentRunner(*self._place, rows, rows)
+        self._runners.move_to_end(rows)
+        return self._runners[rows]
+
+    def _make_room(self) -> bool:
+        oldest = next((rows for rows, runner in self._runners.items() if self._retire(runner)), None)
+        if oldest is None:
+            return False
+        del self._runners[oldest]
+        return True
+
+
+Route = StaticRoute | ExactRoute | DynamicRunner
+
+
 @dataclass(eq=False)
 class Step:
-    """A step on its way: `used` are the runners whose graphs it uses, `ticket` what its token is read with once it was
-    sent for. Nobody wants the token of one that is `abandoned`."""
+    """A step on its way: `used` are the runners whose graphs it uses, `at` is the last segment that was begun, `ticket`
+    what its token is read with once it was sent for. Nobody wants the token of one that is `abandoned`. A call of a
+    function is one step; `sample` are its arguments if graphs are to be made for it."""
 
     used: list[SegmentRunner]
     ticket: Any = None
     abandoned: bool = False
+    at: Route | None = None
+    sample: Sample | None = None
 
 
 class Router:
@@ -78,7 +130,7 @@ class Router:
         self.outside_buckets = self.device_errors = 0
         self.ahead = Ahead()
         self.routes = {
-            (phase.name, schedule.name): tuple(_routes(phase, schedule))
+            (phase.name, schedule.name): tuple(_routes(phase, schedule, worker.retire))
             for phase in plan.phases
             for schedule in phase.schedules
         }
@@ -87,8 +139,8 @@ class Router:
 
     @property
     def runners(self) -> list[SegmentRunner]:
-        """That of every bucket of every static segment."""
-        routes = [route for routes in self.routes.values() for route in routes if isinstance(route, StaticRoute)]
+        """That of every bucket of every static segment, of a function of every tuple of sizes."""
+        routes = [route for routes in self.routes.values() for route in routes if not isinstance(route, DynamicRunner)]
         return [runner for route in routes for runner in route.runners]
 
     def close(self) -> None:
@@ -138,6 +190,13 @@ class Router:
         step.ticket = self._backend.send_token()
         self._worker.launching(False)
 
+    def finish(self, step: Step, read: Callable[[], T]) -> T:
+        """All of a call is launched: what `read` gives, once the device is done with it."""
+        self._worker.launching(False)
+        found = read()
+        self._put_back(step)
+        return found
+
     def read(self, step: Step) -> int:
         """The token of a step, once it is there."""
         token = self._backend.read_token(step.ticket)
@@ -178,7 +237,7 @@ class Router:
         self,
         phase: str,
         schedule: str,
-        tokens: int,
+        tokens: Rows,
         start: int,
         process: LogitsProcessor | None,
         stop: Stop,
@@ -186,6 +245,7 @@ class Router:
     ) -> bool:
         """Run every segment of a schedule for `tokens` rows behind `start` cached ones. False if `stop` said so."""
         for route in self.routes[phase, schedule]:
+            step.at = route
             if stop():
                 return False
             if isinstance(route, DynamicRunner):
@@ -196,7 +256,9 @@ class Router:
                 return False
         return True
 
-    def _run_static(self, phase: str, route: StaticRoute, tokens: int, start: int, stop: Stop, step: Step) -> bool:
+    def _run_static(
+        self, phase: str, route: StaticRoute | ExactRoute, tokens: Rows, start: int, stop: Stop, step: Step
+    ) -> bool:
         runner = route.runner(tokens)
         graph = None if runner is None else self._worker.take(runner)
         if runner is not None and graph is not None:
@@ -208,13 +270,20 @@ class Router:
         if runner is None:
             self.outside_buckets += 1
         else:
-            self._worker.ran_plainly(runner, start)
+            self._worker.ran_plainly(runner, start, step.sample)
         return True
 
-    def _run_dynamic(self, runner: DynamicRunner, tokens: int, process: LogitsProcessor | None, stop: Stop) -> bool:
+    def asks(self, phase: str, schedule: str, rows: Rows) -> bool:
+        """Would a call ask for graphs that its arguments are needed to check?"""
+        routes = [route for route in self.routes[phase, schedule] if isinstance(route, ExactRoute)]
+        runners = [runner for route in routes if (runner := route.runner(rows)) is not None]
+        return any(map(self._worker.may_ask, runners))
+
+    def _run_dynamic(self, runner: DynamicRunner, tokens: Rows, process: LogitsProcessor | None, stop: Stop) -> bool:
         for callback, launches in runner.pieces:
             if callback is not None:
                 function = self._function(runner, callback, process)
+                assert isinstance(tokens, int), "a function calls none of the caller's"
                 for launch in launches:
                     self._backend.call_host(runner.phase, launch, tokens, function)
             elif not self._backend.run(runner.phase, launches, tokens, stop):
@@ -239,12 +308,14 @@ def token_range(phase: Phase) -> tuple[int, int]:
     return 1, 1
 
 
-def _routes(phase: Phase, schedule: Schedule) -> Iterator[StaticRoute | DynamicRunner]:
+def _routes(phase: Phase, schedule: Schedule, retire: Callable[[SegmentRunner], bool]) -> Iterator[Route]:
     for number, segment in enumerate(schedule.segments):
-        if isinstance(segment, StaticSegment):
-            yield StaticRoute(phase, schedule.name, number, segment)
-        else:
+        if isinstance(segment, DynamicSegment):
             yield DynamicRunner(phase.name, schedule.name, number, _pieces(phase, segment), segment.reasons)
+        elif phase.entry == "function":
+            yield ExactRoute(phase, schedule.name, number, segment, retire)
+        else:
+            yield StaticRoute(phase, schedule.name, number, segment)
 
 
 def _pieces(phase: Phase, segment: DynamicSegment) -> tuple[tuple[str | None, tuple[int, ...]], ...]:

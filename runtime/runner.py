@@ -6,7 +6,8 @@
                               BUILT -> QUARANTINED (report)
                     any    -> COLD          (other code serves from now on)
 
-A runner exists for each (phase, schedule, segment, bucket). Everything here is called under the worker's lock.
+A runner exists for each (phase, schedule, segment, bucket), of a function for each tuple of sizes that calls had
+lately. Everything here is called under the worker's lock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 from hjgc.plan_format.reasons import Reason
-from hjgc.runtime.backend import Graph
+from hjgc.runtime.backend import Graph, Rows, spell_rows
+from hjgc.runtime.samples import Sample
 
 
 class State(StrEnum):
@@ -48,6 +50,8 @@ NEXT: dict[State, frozenset[State]] = {  # but for COLD, which `renew` returns t
     State.REFUSED: frozenset(),
     State.QUARANTINED: frozenset(),
 }
+PENDING = frozenset({State.QUEUED, State.BUILT})
+"""Of a runner that traffic asked for and that is not settled yet."""
 REMEMBERED = 32
 """How many transitions a runner remembers."""
 
@@ -57,16 +61,18 @@ class IllegalTransition(RuntimeError):
 
 
 class SegmentRunner:
-    """One static segment of one schedule at one bucket. `shortest` is the shortest length that the bucket serves."""
+    """One static segment of one schedule at one bucket. `shortest` is the shortest length that the bucket serves; of a
+    function both are the sizes that it serves, and `sample` is a call of them while its graph is to be checked."""
 
     def __init__(
-        self, phase: str, schedule: str, segment: int, launches: tuple[int, ...], bucket: int, shortest: int
+        self, phase: str, schedule: str, segment: int, launches: tuple[int, ...], bucket: Rows, shortest: Rows
     ) -> None:
         self.phase, self.schedule, self.segment = phase, schedule, segment
         self.launches, self.bucket, self.shortest = launches, bucket, shortest
         self.state = State.COLD
         self.history: deque[str] = deque(maxlen=REMEMBERED)
         self.graph: Graph | None = None
+        self.sample: Sample | None = None
         self.why = ""
         self.report: dict[str, Any] | None = None
         self.hits = self.plain_runs = self.aborted_checks = 0
@@ -75,7 +81,12 @@ class SegmentRunner:
 
     @property
     def name(self) -> str:
-        return f"{self.phase}/{self.schedule}/{self.segment}/{self.bucket}"
+        return f"{self.phase}/{self.schedule}/{self.segment}/{spell_rows(self.bucket)}"
+
+    @property
+    def is_exact(self) -> bool:
+        """Is it one of a function's, for just these sizes?"""
+        return not isinstance(self.bucket, int)
 
     @property
     def bytes(self) -> int:
@@ -85,8 +96,9 @@ class SegmentRunner:
     def warm(self) -> None:
         self._become(State.WARM)
 
-    def queue(self) -> None:
+    def queue(self, sample: Sample | None = None) -> None:
         self._become(State.QUEUED)
+        self.sample = sample
 
     def unqueue(self) -> None:
         """Nobody will build it: the worker crashed."""
@@ -129,6 +141,7 @@ class SegmentRunner:
         if self.state is not State.COLD:
             self.history.append(f"{self.state} -> {State.COLD}")
         self.state, self.why, self.report, self.aborted_checks = State.COLD, "", None, 0
+        self.sample = None
         return self.forget()
 
     def forget(self) -> Graph | None:
@@ -142,6 +155,8 @@ class SegmentRunner:
             raise IllegalTransition(f"{self.name}: expected {allowed} after {self.state}, found {state}")
         self.history.append(f"{self.state} -> {state}")
         self.state = state
+        if state not in PENDING:
+            self.sample = None
 
 
 class DynamicRunner:

@@ -24,7 +24,8 @@ from hjgc.runtime.backend import Backend, BackendRefused, Graph
 from hjgc.runtime.budget import Budget
 from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.gate import Gate, Interrupted
-from hjgc.runtime.runner import SegmentRunner, State
+from hjgc.runtime.runner import PENDING, SegmentRunner, State
+from hjgc.runtime.samples import Sample
 from hjgc.runtime.turns import Turns
 
 SWITCH_INTERVAL = 1e-4
@@ -77,7 +78,7 @@ class CaptureWorker:
         self._built: deque[SegmentRunner] = deque()
         self._starved = self._pacing = self._closing = self._insisting = False
         self._building = threading.Lock()
-        self.renewed = 0
+        self.renewed = self.retired = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -137,17 +138,34 @@ class CaptureWorker:
             with self.lock:
                 self._tell()
 
-    def ran_plainly(self, runner: SegmentRunner, start: int) -> None:
-        """The runner's segment ran without a graph, `start` tokens being cached: ask for one if it may have one."""
+    def ran_plainly(self, runner: SegmentRunner, start: int, sample: Sample | None = None) -> None:
+        """The runner's segment ran without a graph, `start` tokens being cached: ask for one if it may have one. Of a
+        function `sample` is the call, without which its graph could not be checked."""
         with self.lock:
             runner.plain_runs += 1
             runner.last_start = start
             if runner.state is State.COLD:
                 runner.warm()
-            if self.accepts and runner.state in (State.WARM, State.EVICTED):
-                runner.queue()
+            if self.may_ask(runner) and (sample is not None or not runner.is_exact):
+                runner.queue(sample)
                 self._queue.append(runner)
                 self._tell()
+
+    def may_ask(self, runner: SegmentRunner) -> bool:
+        """Would a plain run ask for a graph?"""
+        return self.accepts and runner.state in (State.COLD, State.WARM, State.EVICTED)
+
+    def retire(self, runner: SegmentRunner) -> bool:
+        """Nobody will ask for this runner any more: release its graph. False, and nothing is done, while the graph is
+        in use or traffic waits for it."""
+        with self.lock:
+            if runner.uses or runner.state in PENDING:
+                return False
+            self.retired += 1
+            graph = runner.evict() if runner.state is State.PROMOTED else None
+        if graph is not None:
+            self._release(runner, graph)
+        return True
 
     @contextmanager
     def renewing(self, runners: Collection[SegmentRunner]) -> Generator[None]:
@@ -451,6 +469,7 @@ class CaptureWorker:
             "unchecked": len(self._built),
             "builds": self.builds,
             "renewed": self.renewed,
+            "retired": self.retired,
             "builds_beside_requests": self.builds_beside_requests,
             "build_seconds": round(self.build_seconds, 6),
             "longest_build": round(self.longest_build, 6),

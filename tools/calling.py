@@ -45,7 +45,7 @@ def call(
             opened.file.close()
             problem = "expected a plan that is a function, found a decoder"
             raise InputError(plan, problem, next_step="give it --prompt or --ids")
-        function = start_function(opened, device=device)
+        function = start_function(opened, device=device, capture=False)  # one call has no use for graphs
         tell("call")
         with function:
             outputs = function(inputs, deadline=deadline)
@@ -116,8 +116,11 @@ def _line(name: str, value: Any) -> str:
 
 
 def stats_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Each segment: what it is, how long it took, and why it cannot be captured."""
-    for number, segment in enumerate(report["segments"]):
-        took = f"{1000 * segment['seconds']:.3f} ms"
-        why = "".join(f"; {reason['code']}: {' <- '.join(reason['chain'])}" for reason in segment["reasons"])
-        yield f"segment {number}, {segment['kind']}, {segment['launches']} launches: {took}{why}"
+    """Each segment: what it is, how it ran, and why it cannot be captured; then what islands took."""
+    for segment in report["segments"]:
+        runs = segment["plain_runs"] if segment["kind"] == "static" else segment["runs"]
+        reasons = segment.get("reasons", ())
+        why = "".join(f"; {reason['code']}: {' <- '.join(reason['chain'])}" for reason in reasons)
+        yield f"segment {segment['segment']}, {segment['kind']}, {segment['launches']} launches: {runs} runs{why}"
+    if report["islands"] is not None:
+        yield f"islands: {1000 * report['islands']['run_seconds']:.3f} ms"

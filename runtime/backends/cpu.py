@@ -1,7 +1,7 @@
 """How does a plan run on the CPU? Each launch is its op's reference, in torch; a graph is the list of bound calls.
 
 Every path computes true lengths (padding would change torch's bits), so a graph for a bucket binds its calls anew for a
-length that it has not met lately.
+length that it has not met lately. A graph of a function has one tuple of sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import Op
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import DTypes, IslandCall, Launch, Operand, Phase
-from hjgc.runtime.backend import Callback, Ids, MemoryRef, Rows, digest_of
+from hjgc.runtime.backend import Callback, Ids, MemoryRef, Rows, Value, digest_of, sizes_of
 from hjgc.runtime.backends.cpu_bound import BOUND, Call
 from hjgc.runtime.backends.cpu_memory import (
     TORCH_DTYPES,
@@ -34,7 +34,7 @@ from hjgc.runtime.backends.cpu_memory import (
     read_weights,
     reserve,
 )
-from hjgc.runtime.islands import IslandRun, Islands, Place, Value, ends
+from hjgc.runtime.islands import IslandRun, Islands, Place, Values, ends, host_value, in_bits, out_of_bits
 from hjgc.runtime.parameters import Parameters
 
 CALL_BYTES = 1024
@@ -47,9 +47,9 @@ FLOAT32 = DTypes("float32", "float32", "float32", "float32", "float32")
 class CpuGraph:
     """The bound calls of one segment, for the lengths it met last."""
 
-    def __init__(self, phase: str, launches: Sequence[int], bucket: int) -> None:
+    def __init__(self, phase: str, launches: Sequence[int], bucket: Rows) -> None:
         self.phase, self.launches, self.bucket = phase, tuple(launches), bucket
-        self.calls: OrderedDict[int, list[Call]] = OrderedDict()
+        self.calls: OrderedDict[Rows, list[Call]] = OrderedDict()
 
     @property
     def bytes(self) -> int:
@@ -58,7 +58,7 @@ class CpuGraph:
 
 class CpuBackend:
     """The `cpu` target. `threads` is torch's number of threads for every thread that runs a launch (the bits depend on
-    it); None keeps torch's own choice. Implements `hjgc.runtime.backend.Backend`."""
+    it); None keeps torch's own choice. Implements `hjgc.runtime.backend.FunctionBackend`."""
 
     name = "cpu"
     asynchronous = False
@@ -83,7 +83,7 @@ class CpuBackend:
         }
         self._foreign = {phase.name: island_launches(phase) for phase in plan.phases}
         self._islands = Islands(plan_file) if plan.islands else None
-        self._values: dict[tuple[str, int], Value] = {}
+        self._values = Values()
         self._states = {state.name: tensor for state, tensor in zip(plan.states, self._tables["state"], strict=True)}
 
     def write_parameters(self, values: Mapping[str, int | float], prompt: Ids | None = None) -> None:
@@ -113,12 +113,12 @@ class CpuBackend:
                     if not self._bind_island(self._phases[phase], number, tokens).run(stop):
                         return False
                 else:
-                    self._run_launch(self._phases[phase], number, tokens)
+                    bound = self._bind(self._phases[phase], number, tokens)
+                    self._run_launch(self._phases[phase], number, bound)
         return True
 
-    def _run_launch(self, phase: Phase, number: int, tokens: Rows) -> None:
+    def _run_launch(self, phase: Phase, number: int, call: Call) -> None:
         """Raises RunError for a launch of a function that cannot be computed with these numbers."""
-        call = self._bind(phase, number, tokens)
         if phase.entry != "function":
             call()
             return
@@ -128,24 +128,31 @@ class CpuBackend:
             launch, words = phase.launches[number], " ".join(str(error).split())[:400]
             raise RunError(f"launch {launch.name!r} ({launch.op}) failed: {words}") from error
 
-    def tensor(self, phase: str, index: int, tokens: Rows) -> NDArray[Any]:
+    def write_arguments(self, phase: str, rows: Rows, values: Sequence[Value]) -> None:
+        for port, value in zip(self._phases[phase].arguments, values, strict=True):
+            if port.space == "value":
+                self._values.put(phase, port.index, value)
+            else:
+                self._array(phase, port.index, rows)[...] = in_bits(value)
+
+    def read_results(self, phase: str, rows: Rows) -> list[Value]:
+        return [
+            host_value(self._values.get(phase, port.index))
+            if port.space == "value"
+            else out_of_bits(self._array(phase, port.index, rows).copy(), port.type)
+            for port in self._phases[phase].results
+        ]
+
+    def _array(self, phase: str, index: int, rows: Rows) -> NDArray[Any]:
         """A buffer of a function's, as an array that shares its memory; of bfloat16 as uint16."""
-        tensor = self._buffer(self._phases[phase], index, tokens)
-        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-    def value(self, phase: str, index: int) -> Value:
-        """What only the host holds. Raises KeyError where nothing was given or computed yet."""
-        return self._values[phase, index]
-
-    def give_value(self, phase: str, index: int, value: Value) -> None:
-        self._values[phase, index] = value
+        return _shared(self._buffer(self._phases[phase], index, rows))
 
     def call_host(self, phase: str, launch: int, tokens: int, function: Callback) -> None:
         self._enter()
         self._bind(self._phases[phase], launch, tokens, process=function)()
 
     def build(
-        self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None
+        self, phase: str, launches: Sequence[int], bucket: Rows, pause: Callable[[], None] | None = None
     ) -> CpuGraph:
         del pause  # it is one piece
         graph = CpuGraph(phase, launches, bucket)
@@ -156,32 +163,34 @@ class CpuBackend:
     def graph_bytes(self, launches: int) -> int:
         return launches * CALL_BYTES * LENGTHS_KEPT
 
-    def replay(self, graph: CpuGraph, tokens: int) -> None:
+    def replay(self, graph: CpuGraph, tokens: Rows) -> None:
         self._enter()
+        phase = self._phases[graph.phase]
         with torch.inference_mode():
-            for call in self._calls(graph, tokens):
-                call()
+            for number, call in zip(graph.launches, self._calls(graph, tokens), strict=True):
+                self._run_launch(phase, number, call)
 
     def release(self, graph: CpuGraph) -> None:
         graph.calls.clear()
         self._graph_bytes -= graph.bytes
 
-    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, NDArray[np.uint8]]:
+    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, NDArray[np.uint8]]:
         return {ref: _bytes(self._memory(ref, start, tokens)) for ref in refs}
 
-    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, int]:
         return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
 
-    def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: int) -> None:
+    def restore(self, saved: Mapping[MemoryRef, NDArray[np.uint8]], start: int, tokens: Rows) -> None:
         for ref, data in saved.items():
             memory = self._memory(ref, start, tokens)
-            source = torch.from_numpy(data.copy())
-            memory.copy_(source.view(memory.dtype).view(memory.shape))
+            if data.size:  # torch views no bytes as elements where there are none
+                source = torch.from_numpy(data.copy())
+                memory.copy_(source.view(memory.dtype).view(memory.shape))
 
-    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: Rows, value: int) -> None:
         for ref in refs:
             memory = self._memory(ref, start, tokens)
-            memory.copy_(torch.full((memory.dtype.itemsize,), value, dtype=torch.uint8).view(memory.dtype))
+            memory.copy_(torch.full((memory.dtype.itemsize,), value, dtype=torch.uint8).view(memory.dtype)[0])
 
     def most_rows(self, phase: str, rows: int) -> int:
         del phase
@@ -218,7 +227,7 @@ class CpuBackend:
             torch.set_num_threads(self._threads)
             self._prepared.done = True
 
-    def _calls(self, graph: CpuGraph, tokens: int) -> list[Call]:
+    def _calls(self, graph: CpuGraph, tokens: Rows) -> list[Call]:
         calls = graph.calls.get(tokens)
         if calls is None:
             calls = [self._capture(self._phases[graph.phase], number, tokens) for number in graph.launches]
@@ -227,7 +236,7 @@ class CpuBackend:
                 graph.calls.popitem(last=False)
         return calls
 
-    def _capture(self, phase: Phase, number: int, tokens: int) -> Call:
+    def _capture(self, phase: Phase, number: int, tokens: Rows) -> Call:
         """The bound form of a launch where its op has one, else its reference bound."""
         bound = BOUND.get(phase.launches[number].op)
         call = self._bind(phase, number, tokens)
@@ -258,12 +267,9 @@ class CpuBackend:
         def place(operand: Operand | None) -> Place:
             assert operand is not None, "islands leave nothing out"
             if operand.space == "value":
-                return Place(lambda: self._values.get((phase.name, operand.index)),
-                             partial(self.give_value, phase.name, operand.index),
-                             type=phase.values[operand.index].type)  # fmt: skip
+                return self._values.place(phase, operand.index)
             tensor = self._operand(phase, operand, tokens)
-            shared = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-            return Place(memory=shared.numpy(), dtype=str(tensor.dtype).removeprefix("torch."))
+            return Place(memory=_shared(tensor), dtype=str(tensor.dtype).removeprefix("torch."))
 
         inputs, outputs = ends(launch)
         return IslandRun(self._islands, kernel.island, list(map(place, inputs)), list(map(place, outputs)))
@@ -277,19 +283,20 @@ class CpuBackend:
 
     def _buffer(self, phase: Phase, index: int, tokens: Rows) -> torch.Tensor:
         buffer = phase.buffers[index]
-        sizes = _sizes(phase, tokens)
+        sizes = sizes_of(phase, tokens)
         shape = [evaluate(axis, sizes) for axis in buffer.shape]
         dtype = TORCH_DTYPES[buffer.dtype]
         count = math.prod(shape) * dtype.itemsize
         return self._arena[buffer.offset : buffer.offset + count].view(dtype).view(shape)
 
-    def _memory(self, ref: MemoryRef, start: int, tokens: int) -> torch.Tensor:
+    def _memory(self, ref: MemoryRef, start: int, tokens: Rows) -> torch.Tensor:
         if ref.space == "parameters":
             return torch.from_numpy(self._parameters.data)
         if ref.space == "buffer":
             return self._buffer(self._phases[ref.phase], ref.index, tokens)
         tensor = self._tables["state"][ref.index]
         if self._plan.states[ref.index].kind == "full_cache":
+            assert isinstance(tokens, int), "a function has no caches"
             return tensor[:, start : start + tokens]
         return tensor
 
@@ -298,10 +305,9 @@ def island_launches(phase: Phase) -> frozenset[int]:
     return frozenset(i for i, launch in enumerate(phase.launches) if all_ops()[launch.op].island)
 
 
-def _sizes(phase: Phase, tokens: Rows) -> dict[str, int]:
-    if isinstance(tokens, int):
-        return {"tokens": tokens}
-    return {size.name: value for size, value in zip(phase.sizes, tokens, strict=True)}
+def _shared(tensor: torch.Tensor) -> NDArray[Any]:
+    """An array that shares the tensor's memory; of bfloat16 as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _attributes(launch: Launch) -> dict[str, Any]:

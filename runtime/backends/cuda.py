@@ -21,7 +21,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
 from hjgc.plan_format.structs import Operand, Plan, State
-from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, digest_of
+from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, Rows, Value, digest_of, spell_rows
 from hjgc.runtime.backends.cuda_code import Code
 from hjgc.runtime.backends.cuda_digest import Digests
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, DriverError, Handle
@@ -29,11 +29,13 @@ from hjgc.runtime.backends.cuda_islands import DeviceIslands, island_groups
 from hjgc.runtime.backends.cuda_launch import Chain, GraphBuilder, Kernels
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 from hjgc.runtime.backends.cuda_parameters import Parameters, room_needed
-from hjgc.runtime.backends.cuda_rows import Rows
+from hjgc.runtime.backends.cuda_ports import Ports
+from hjgc.runtime.backends.cuda_rows import ReadyRows
 from hjgc.runtime.backends.cuda_staging import Tokens, Uploads
 from hjgc.runtime.backends.cuda_timing import Timing
 from hjgc.runtime.backends.cuda_weights import STAGING_BYTES, load_weights
 from hjgc.runtime.backends.element_types import from_float32, to_float32
+from hjgc.runtime.islands import Values
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +43,14 @@ class CudaGraph:
     """An executable graph. `bytes` is an estimate: the driver takes memory for graphs in larger pieces."""
 
     executable: Handle
-    bucket: int
+    bucket: Rows
     bytes: int
 
 
 class CudaBackend:
     """A plan on one GPU. Kernels read the number of rows that count from the parameter block's `length`: whoever runs
-    or replays for `tokens` rows has written it before. Implements `hjgc.runtime.backend.Backend`."""
+    or replays for `tokens` rows has written it before; those of a function get their sizes as arguments. Implements
+    `hjgc.runtime.backend.CodeBackend`, and `FunctionBackend` for a plan that is a function."""
 
     asynchronous = True
     thread_pools = False
@@ -96,7 +99,7 @@ class CudaBackend:
         self._island_groups: dict[tuple[str, tuple[int, ...]], tuple[tuple[bool, tuple[int, ...]], ...]] = {}
         self._islands: DeviceIslands | None = None
         if self._plan.islands:
-            self._islands = DeviceIslands(self._driver, file, weights, self._memory, self._stream)
+            self._islands = DeviceIslands(self._driver, file, weights, self._memory, self._stream, self._values)
             self._undo.append(self._islands.close)
             self._undo.append(lambda: self._driver.wait(self._stream))
         self._driver.wait(self._stream)
@@ -110,7 +113,7 @@ class CudaBackend:
         self._kernels, self._target = kernels, kernels.target
         self._chains: dict[tuple[str, tuple[int, ...]], Chain] = {}
         self._builders = {phase.name: GraphBuilder(kernels, phase) for phase in self._plan.phases}
-        self._rows = Rows(self._plan.phases, kernels.target, lambda index: kernels.loaded[index] is not None)
+        self._rows = ReadyRows(self._plan.phases, kernels.target, lambda index: kernels.loaded[index] is not None)
 
     def _open_staging(self) -> None:
         """Page-locked slots for what goes up with each prompt and down with each token."""
@@ -118,6 +121,11 @@ class CudaBackend:
         self._uploads = Uploads(self._driver, self._stream, room_needed(self._plan, self._memory))
         self._undo.append(self._uploads.close)
         self._parameters = Parameters(self._plan, self._memory, self._uploads)
+        self._values = Values()
+        self._ports: Ports | None = None
+        if self._plan.is_function:
+            self._ports = Ports(self._driver, self._plan, self._memory, self._stream, self._values)
+            self._undo.append(self._ports.close)
         self._tokens: Tokens | None = None
         if "sampled" in self._states:
             index, _ = self._states["sampled"]
@@ -155,11 +163,21 @@ class CudaBackend:
         self._driver.make_current()
         self._parameters.write_history(offset, ids)
 
+    def write_arguments(self, phase: str, rows: Rows, values: Sequence[Value]) -> None:
+        assert self._ports is not None, "a plan that is a function"
+        self._driver.make_current()
+        self._ports.write(phase, rows, values)
+
+    def read_results(self, phase: str, rows: Rows) -> list[Value]:
+        assert self._ports is not None, "a plan that is a function"
+        self._driver.make_current()
+        return self._ports.read(phase, rows)
+
     def run(
         self,
         phase: str,
         launches: Sequence[int],
-        tokens: int,
+        tokens: Rows,
         stop: Callable[[], bool] | None = None,
         ahead: int | None = None,
     ) -> bool:
@@ -175,7 +193,7 @@ class CudaBackend:
         phase: str,
         foreign: bool,
         launches: tuple[int, ...],
-        tokens: int,
+        tokens: Rows,
         stop: Callable[[], bool] | None,
         ahead: int | None,
     ) -> bool:
@@ -239,7 +257,7 @@ class CudaBackend:
     def most_rows(self, phase: str, rows: int) -> int:
         return self._rows.most(phase, rows)
 
-    def missing(self, phase: str, rows: int) -> tuple[int, ...]:
+    def missing(self, phase: str, rows: Rows) -> tuple[int, ...]:
         return self._rows.missing(phase, rows)
 
     def load(self, index: int, built: BuiltVariant) -> None:
@@ -260,11 +278,11 @@ class CudaBackend:
         return switch
 
     def build(
-        self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None
+        self, phase: str, launches: Sequence[int], bucket: Rows, pause: Callable[[], None] | None = None
     ) -> CudaGraph:
         self._driver.make_current()
         if self._rows.missing(phase, bucket):
-            raise BackendRefused(f"the kernels for {bucket} rows are not built")
+            raise BackendRefused(f"the kernels for {spell_rows(bucket)} rows are not built")
         graph = self._builders[phase].build(launches, bucket, pause)
         try:
             executable = self._driver.instantiate(graph, self._upload_stream)
@@ -298,9 +316,8 @@ class CudaBackend:
     def graph_bytes(self, launches: int) -> int:
         return launches * GRAPH_BYTES_PER_LAUNCH
 
-    def replay(self, graph: CudaGraph, tokens: int) -> None:
-        if tokens > graph.bucket:
-            raise RunError(f"expected at most {graph.bucket} rows for this graph, found {tokens}")
+    def replay(self, graph: CudaGraph, tokens: Rows) -> None:
+        _check_rows(graph.bucket, tokens)
         self._driver.make_current()
         self._driver.replay(graph.executable, self._stream)
 
@@ -309,34 +326,37 @@ class CudaBackend:
         self._driver.drop_executable(graph.executable)
         self._graph_bytes -= graph.bytes
 
-    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, Bytes]:
+    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, Bytes]:
         self._driver.make_current()
         return {ref: self._read(*self._memory.place(ref, start, tokens)) for ref in refs}
 
     def _read(self, address: int, pitch: int, width: int, rows: int) -> Bytes:
         if rows == 1:
-            return self._memory.read(address, width)
+            return self._memory.read(address, width) if width else np.empty(0, np.uint8)
         return self._driver.read_rows(address, pitch, width, rows, self._stream)
 
-    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, int]:
         if self._digests is None:
             return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
         self._driver.make_current()
         places = [self._memory.place(ref, start, tokens) for ref in refs]
         return dict(zip(refs, self._digests.of(places), strict=True))
 
-    def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: int) -> None:
+    def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: Rows) -> None:
         self._driver.make_current()
         for ref, data in saved.items():
             at = 0
             for address, size in self._memory.spans(ref, start, tokens):
-                self._memory.write(address, data[at : at + size])
+                if size:
+                    self._memory.write(address, data[at : at + size])
                 at += size
 
-    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: Rows, value: int) -> None:
         self._driver.make_current()
-        for ref in refs:
-            self._driver.fill_rows(*self._memory.place(ref, start, tokens), value, self._stream)
+        places = [self._memory.place(ref, start, tokens) for ref in refs]
+        for address, pitch, width, rows in places:
+            if width:
+                self._driver.fill_rows(address, pitch, width, rows, value, self._stream)
 
     def send_token(self) -> int:
         self._driver.make_current()
@@ -369,14 +389,14 @@ class CudaBackend:
         and are left out by a device that answers nothing any more."""
         if not self._undo:
             return {}
-        plan, tokens = self._plan, 0 if self._tokens is None else self._tokens.bytes
+        plan, held = self._plan, [part.bytes for part in (self._tokens, self._ports, self._islands) if part is not None]
         on_device = [weight for weight in plan.weights if weight.placement == "device"]
         lasting = sum(part.bytes for part in (*on_device, *plan.states)) + plan.parameters.bytes
         return {
             "lasting": lasting + sum(constant.length for constant in plan.constants),
             "arena": plan.arena_bytes,
             "graphs": self._graph_bytes,
-            "staging": self._uploads.bytes + tokens + (0 if self._islands is None else self._islands.staging.nbytes),
+            "staging": self._uploads.bytes + sum(held),
             "staging_to_load": STAGING_BYTES,
             "free_at_open": self._free_at_open,
             **self._free(),
@@ -399,3 +419,12 @@ class CudaBackend:
             if self._undo:
                 undo.callback(self._driver.make_current)
             self._undo = []
+
+
+def _check_rows(bucket: Rows, rows: Rows) -> None:
+    """Raises RunError for rows that a graph of this bucket does not serve."""
+    if isinstance(bucket, int) and isinstance(rows, int):
+        if rows > bucket:
+            raise RunError(f"expected at most {bucket} rows for this graph, found {rows}")
+    elif rows != bucket:
+        raise RunError(f"expected the sizes {spell_rows(bucket)} for this graph, found {spell_rows(rows)}")

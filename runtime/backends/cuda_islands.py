@@ -8,7 +8,7 @@ import mmap
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,14 +23,17 @@ from hjgc.plan_format.errors import PlanError
 from hjgc.plan_format.fingerprint import check_weight_file
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import IslandCall, Launch, Operand, Phase, Plan, Weight
+from hjgc.runtime.backend import Rows, sizes_of
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_memory import ALIGNMENT, DeviceMemory
-from hjgc.runtime.islands import Islands, Place, Stop, ends
+from hjgc.runtime.backends.element_types import numpy_dtype
+from hjgc.runtime.islands import Islands, Place, Stop, Values, ends
 
 KEPT = 16
 """Bound calls that are kept: of decode each island's one, of a prompt the lengths met last."""
-NUMPY = {"bfloat16": "uint16"}
-"""What stands for a type that numpy has not."""
+FUNCTION_STAGING = 64 << 20
+"""Bytes of page-locked memory for a function's islands, whose largest sizes may never come; more once a call needs
+it."""
 
 
 @dataclass
@@ -43,24 +46,34 @@ class _Bound:
 
 
 class DeviceIslands:
-    """The islands of a plan on one GPU, run one at a time by the thread that serves. `close` it once the stream is
-    idle."""
+    """The islands of a plan on one GPU, run one at a time by the thread that has the device. `close` it once the stream
+    is idle."""
 
-    def __init__(self, driver: Driver, file: PlanFile, root: Path, memory: DeviceMemory, stream: Handle) -> None:
+    def __init__(
+        self, driver: Driver, file: PlanFile, root: Path, memory: DeviceMemory, stream: Handle, values: Values
+    ) -> None:
         """Raises PlanError for weights that are not those compiled against, and where ONNX Runtime is missing."""
         self._driver, self._plan, self._memory, self._stream = driver, file.plan, memory, stream
-        self._weights = host_weights(file.plan, root, file.path)
+        self._values = values
+        self._fixed = {("weight", i): place for i, place in host_weights(file.plan, root, file.path).items()}
+        self._fixed |= {("constant", i): place for i, place in host_constants(file).items()}
         self._islands = Islands(file)
-        self._calls: OrderedDict[tuple[str, int, int], _Bound] = OrderedDict()
-        self.staging = driver.allocate_host(_room(file.plan))
+        self._calls: OrderedDict[tuple[str, int, Rows], _Bound] = OrderedDict()
+        self._staging = driver.allocate_host(_room(file.plan))
 
-    def run(self, phase: Phase, number: int, tokens: int, stop: Stop | None) -> bool:
+    @property
+    def bytes(self) -> int:
+        """Page-locked memory held now."""
+        return self._staging.nbytes
+
+    def run(self, phase: Phase, number: int, tokens: Rows, stop: Stop | None) -> bool:
         """Whether it ran to its end. Raises RunError that names the island's nodes."""
         bound = self._call(phase, number, tokens)
         begun = time.perf_counter()
         for memory, address in bound.down:
             self._driver.fetch(memory, address, self._stream)
-        self._driver.wait(self._stream)
+        if bound.down or bound.up:  # what went up for the island before may still be read
+            self._driver.wait(self._stream)
         fetched = time.perf_counter()
         if not bound.call(stop):
             return False
@@ -73,24 +86,37 @@ class DeviceIslands:
         counts.copy_seconds += fetched - begun + time.perf_counter() - done
         return True
 
-    def _call(self, phase: Phase, number: int, tokens: int) -> _Bound:
+    def _call(self, phase: Phase, number: int, tokens: Rows) -> _Bound:
         key = (phase.name, number, tokens)
         if key not in self._calls:
+            self._make_room(_need(phase, phase.launches[number], sizes_of(phase, tokens)))
             self._calls[key] = self._bind(phase, phase.launches[number], tokens)
             if len(self._calls) > max(KEPT, 2 * len(self._plan.islands)):
                 self._calls.popitem(last=False)
         self._calls.move_to_end(key)
         return self._calls[key]
 
-    def _bind(self, phase: Phase, launch: Launch, tokens: int) -> _Bound:
+    def _make_room(self, need: int) -> None:
+        """Page-locked memory of so many bytes; no call is bound to the old."""
+        if need <= self.bytes:
+            return
+        self._driver.wait(self._stream)
+        staging, self._staging = self._staging, self._driver.allocate_host(need)
+        self._calls.clear()
+        self._driver.free_host(staging)
+
+    def _bind(self, phase: Phase, launch: Launch, tokens: Rows) -> _Bound:
         bound, place = _Bound(), 0
         inputs: list[Place] = []
         outputs: list[Place] = []
         for operands, places in zip(ends(launch), (inputs, outputs), strict=True):
             for operand in operands:
                 assert operand is not None, "islands leave nothing out"
-                if operand.space == "weight":
-                    places.append(self._weights[operand.index])
+                if operand.space == "value":
+                    places.append(self._values.place(phase, operand.index))
+                    continue
+                if operand.space != "buffer":
+                    places.append(self._fixed[operand.space, operand.index])
                     continue
                 view, dtype = self._view(phase, operand, tokens, place)
                 place += -(-view.nbytes // ALIGNMENT) * ALIGNMENT
@@ -105,12 +131,13 @@ class DeviceIslands:
         bound.call = self._islands.bind(kernel.island, inputs, outputs)
         return bound
 
-    def _view(self, phase: Phase, operand: Operand, tokens: int, place: int) -> tuple[NDArray[Any], str]:
+    def _view(self, phase: Phase, operand: Operand, tokens: Rows, place: int) -> tuple[NDArray[Any], str]:
         """The buffer's rows, as they lie in page-locked memory from `place` on."""
         buffer = phase.buffers[operand.index]
-        shape = [evaluate(axis, {"tokens": tokens}) for axis in buffer.shape]
-        raw = self.staging[place : place + prod(shape) * ITEM_BYTES[buffer.dtype]]
-        return raw.view(NUMPY.get(buffer.dtype, buffer.dtype)).reshape(shape), buffer.dtype
+        sizes = sizes_of(phase, tokens)
+        shape = [evaluate(axis, sizes) for axis in buffer.shape]
+        raw = self._staging[place : place + prod(shape) * ITEM_BYTES[buffer.dtype]]
+        return raw.view(numpy_dtype(buffer.dtype)).reshape(shape), buffer.dtype
 
     def report(self) -> dict[str, Any]:
         return self._islands.counts.as_data()
@@ -118,26 +145,55 @@ class DeviceIslands:
     def close(self) -> None:
         self._calls.clear()
         self._islands.close()
-        self._driver.free_host(self.staging)
+        self._driver.free_host(self._staging)
 
 
 def _room(plan: Plan) -> int:
-    """Bytes that the neediest island's operands take, at the most rows."""
+    """Bytes that the neediest island's operands take, at the most rows; of a function no more than FUNCTION_STAGING."""
     most = 1
-    for phase in plan.phases:
-        sizes = {size.name: size.high for size in phase.sizes}
-        for launch in phase.launches:
-            if any(isinstance(kernel, IslandCall) for kernel in launch.kernels.values()):
-                buffers = [phase.buffers[operand.index] for operand in launch.operands if operand.space == "buffer"]
-                need = (prod(evaluate(axis, sizes) for axis in b.shape) * ITEM_BYTES[b.dtype] for b in buffers)
-                most = max(most, sum(-(-size // ALIGNMENT) * ALIGNMENT for size in need))
-    return most
+    for phase, launch in _island_launches(plan):
+        most = max(most, _need(phase, launch, {size.name: size.high for size in phase.sizes}))
+    return min(most, FUNCTION_STAGING) if plan.is_function else most
+
+
+def _need(phase: Phase, launch: Launch, sizes: Mapping[str, int]) -> int:
+    """Bytes that a launch's operands take in page-locked memory."""
+    buffers = [phase.buffers[operand.index] for operand in launch.operands if operand.space == "buffer"]
+    need = (prod(evaluate(axis, sizes) for axis in b.shape) * ITEM_BYTES[b.dtype] for b in buffers)
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in need)
+
+
+def _island_launches(plan: Plan) -> list[tuple[Phase, Launch]]:
+    launches = [(phase, launch) for phase in plan.phases for launch in phase.launches]
+    return [pair for pair in launches if _is_island(pair[1])]
+
+
+def _is_island(launch: Launch) -> bool:
+    return any(isinstance(kernel, IslandCall) for kernel in launch.kernels.values())
+
+
+def _read(plan: Plan, space: str) -> set[int]:
+    """The entries of a table that islands read."""
+    operands = (operand for _, launch in _island_launches(plan) for operand in launch.operands)
+    return {operand.index for operand in operands if operand.space == space}
+
+
+def host_constants(file: PlanFile) -> dict[int, Place]:
+    """The constants that islands read."""
+    wanted = {i: file.plan.constants[i] for i in _read(file.plan, "constant")}
+    section = file.section("constants") if wanted else b""
+    places: dict[int, Place] = {}
+    for i, constant in wanted.items():
+        data = np.frombuffer(section[constant.offset : constant.offset + constant.length], np.uint8).copy()
+        memory = data.view(numpy_dtype(constant.dtype)).reshape(constant.shape)
+        places[i] = Place(memory=memory, dtype=constant.dtype)
+    return places
 
 
 def host_weights(plan: Plan, root: Path, path: Path) -> dict[int, Place]:
-    """The weights that stay on the host, mapped where they lie in their files. Raises PlanError."""
-    wanted = {i: weight for i, weight in enumerate(plan.weights) if weight.placement == "cpu"}
-    return {i: _mapped(plan, weight, root, path) for i, weight in wanted.items()}
+    """The weights that islands read, mapped where they lie in their files. Raises PlanError."""
+    wanted = sorted(_read(plan, "weight"))
+    return {i: _mapped(plan, plan.weights[i], root, path) for i in wanted}
 
 
 def _mapped(plan: Plan, weight: Weight, root: Path, path: Path) -> Place:
@@ -153,7 +209,7 @@ def _mapped(plan: Plan, weight: Weight, root: Path, path: Path) -> Place:
     finally:
         os.close(number)
     data = whole[source.offset : source.offset + source.length]
-    kind = np.dtype(NUMPY.get(weight.dtype, weight.dtype))
+    kind = numpy_dtype(weight.dtype)
     aligned = data if source.offset % kind.itemsize == 0 else data.copy()
     return Place(memory=aligned.view(kind).reshape(weight.shape), dtype=weight.dtype)
 
@@ -162,7 +218,7 @@ def island_groups(phase: Phase, launches: tuple[int, ...]) -> tuple[tuple[bool, 
     """Runs of launches of one kind, in order: islands or not."""
     groups: list[tuple[bool, list[int]]] = []
     for number in launches:
-        foreign = any(isinstance(kernel, IslandCall) for kernel in phase.launches[number].kernels.values())
+        foreign = _is_island(phase.launches[number])
         if not groups or groups[-1][0] != foreign:
             groups.append((foreign, []))
         groups[-1][1].append(number)

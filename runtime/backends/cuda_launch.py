@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hjgc.plan_format.errors import RunError
@@ -24,6 +26,7 @@ from hjgc.plan_format.structs import (
     call_for,
     template_calls,
 )
+from hjgc.runtime.backend import Rows
 from hjgc.runtime.backends.cuda_code import Loaded
 from hjgc.runtime.backends.cuda_driver import TENSOR_MAP_BYTES, Driver, Handle, LaunchShape
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
@@ -31,6 +34,8 @@ from hjgc.runtime.backends.cuda_memory import DeviceMemory
 PACKING = {"pointer": "<Q", "scratch": "<Q", "int32": "<i", "int64": "<q", "float32": "<f"}
 SLOT = 8
 TENSOR_MAP_ALIGNMENT = 64
+ROWS_KEPT = 8
+"""Row counts, or tuples of sizes, for which a chain keeps its launches."""
 
 
 class Kernels:
@@ -55,9 +60,12 @@ class Kernels:
                     if self.loaded[call.variant] is not None:
                         self.bound(phase, launch, call)
 
-    def call(self, launch: Launch, tokens: int) -> TemplateCall | None:
-        """What serves so many rows."""
-        return call_for(launch.kernels[self.target], tokens)
+    def call(self, launch: Launch, tokens: Rows) -> TemplateCall | None:
+        """What serves so many rows; of a function a launch has one call for all sizes."""
+        kernel = launch.kernels[self.target]
+        if isinstance(tokens, int):
+            return call_for(kernel, tokens)
+        return kernel if isinstance(kernel, TemplateCall) else None
 
     def bound(self, phase: Phase, launch: Launch, call: TemplateCall) -> BoundCall:
         key = (phase.name, launch.name, id(call))
@@ -72,7 +80,7 @@ class Kernels:
         """The pairs of launches of which the later may start early."""
         return self._pdl_edges[phase.name]
 
-    def overlaps(self, launch: Launch, tokens: int) -> bool:
+    def overlaps(self, launch: Launch, tokens: Rows) -> bool:
         """Whether the launch is then a kernel that waits for its predecessor by itself."""
         call = self.call(launch, tokens)
         return call is not None and self.plan.variants[call.variant].pdl
@@ -133,63 +141,77 @@ class BoundCall:
     def _put(self, slot: int, kind: str, value: object) -> None:
         struct.pack_into(PACKING[kind], self._slots, self._start + self._offsets[slot], value)
 
-    def fit(self, tokens: int) -> LaunchShape:
+    def fit(self, tokens: Rows) -> LaunchShape:
         """Set the parameters that depend on the rows; the shape for so many."""
         return self._fitted(tokens) if self._shape is None else self._shape
 
-    def _fitted(self, tokens: int) -> LaunchShape:
-        sizes = dict.fromkeys(self._sizes, tokens)
+    def _fitted(self, tokens: Rows) -> LaunchShape:
+        rows = [tokens] * len(self._sizes) if isinstance(tokens, int) else tokens
+        sizes = dict(zip(self._sizes, rows, strict=True))
         for slot, kind, value in self._varying:
             self._put(slot, kind, evaluate(value, sizes))
         x, y, z = (evaluate(axis, sizes) for axis in self._grid)
         return LaunchShape((x, y, z), self._loaded.threads, self._loaded.shared_bytes)
 
 
+@dataclass
+class _Fitted:
+    """The launches of a chain for some rows, as far as they were needed yet."""
+
+    launches: list[tuple[Handle, Handle, int]] = field(default_factory=list[tuple[Handle, Handle, int]])
+    bound: list[BoundCall] = field(default_factory=list[BoundCall])
+    """What the launches point into."""
+    configs: dict[tuple[Any, ...], Handle] = field(default_factory=dict[tuple[Any, ...], Handle])
+    """By shape and overlap: the layers of a model need the same few."""
+
+
 class Chain:
-    """Launches of one phase that run one by one in a stream, fitted again when the rows change."""
+    """Launches of one phase that run one by one in a stream, fitted once to each of the rows that calls had lately."""
 
     def __init__(self, kernels: Kernels, phase: Phase, numbers: Sequence[int], stream: Handle) -> None:
         self._kernels, self._phase, self._numbers, self._stream = kernels, phase, tuple(numbers), stream
-        self._launches: list[tuple[Handle, Handle, int]] = []
-        self._bound: list[BoundCall] = []
-        """What the launches point into."""
-        self._configs: dict[tuple[Any, ...], Handle] = {}
-        """By shape and overlap: the layers of a model need the same few."""
-        self._tokens = 0
+        self._fitted: OrderedDict[Rows, _Fitted] = OrderedDict()
 
-    def run(self, tokens: int, stop: Callable[[], bool] | None, ahead: int | None = None) -> bool:
+    def run(self, tokens: Rows, stop: Callable[[], bool] | None, ahead: int | None = None) -> bool:
         """Launch all, unless `stop` says yes before one of them; wait for the device every `ahead` launches. Returns
         whether all ran."""
-        launch = self._kernels.driver.launch
+        launch, fitted = self._kernels.driver.launch, self._fitted_to(tokens)
         for i, number in enumerate(self._numbers):
             if ahead is not None and i and i % ahead == 0:
                 self._kernels.driver.wait(self._stream)
             if stop is not None and stop():
                 return False
             # Fitted launch by launch, so that the device works while the host prepares the next one.
-            if self._tokens != tokens or i >= len(self._launches):
-                self._fit(i, number, tokens)
-            launch(*self._launches[i])
+            if i >= len(fitted.launches):
+                self._fit(fitted, number, tokens)
+            launch(*fitted.launches[i])
         return True
 
-    def _fit(self, i: int, number: int, tokens: int) -> None:
+    def _fitted_to(self, tokens: Rows) -> _Fitted:
+        if tokens not in self._fitted:
+            self._fitted[tokens] = _Fitted()
+            if len(self._fitted) > ROWS_KEPT:
+                self._fitted.popitem(last=False)
+        self._fitted.move_to_end(tokens)
+        return self._fitted[tokens]
+
+    def _fit(self, fitted: _Fitted, number: int, tokens: Rows) -> None:
         """A few microseconds: the first prompt of a length waits for as many of these as it has launches."""
-        if i == 0 or self._tokens != tokens:
-            self._launches, self._bound, self._configs, self._tokens = [], [], {}, tokens
         bound = _bound(self._kernels, self._phase, self._phase.launches[number], tokens)
         shape = bound.fit(tokens)
-        key = (shape.grid, shape.threads, shape.shared_bytes, self._may_overlap(i, bound))
-        config = self._configs.get(key)
+        key = (shape.grid, shape.threads, shape.shared_bytes, self._may_overlap(fitted, bound))
+        config = fitted.configs.get(key)
         if config is None:
             config = self._kernels.driver.configure(shape, key[-1], self._stream)
-            self._configs[key] = config
-        self._bound.append(bound)
-        self._launches.append((config, bound.function, bound.parameters))
+            fitted.configs[key] = config
+        fitted.bound.append(bound)
+        fitted.launches.append((config, bound.function, bound.parameters))
 
-    def _may_overlap(self, i: int, bound: BoundCall) -> bool:
+    def _may_overlap(self, fitted: _Fitted, bound: BoundCall) -> bool:
         """In a stream only the launch just before counts: every kernel that overlaps also waits until that one has
         finished, and so, in turn, for all before it. The first waits for whatever the stream held."""
-        if i == 0 or not bound.pdl or not self._bound[-1].pdl:
+        i = len(fitted.launches)
+        if i == 0 or not bound.pdl or not fitted.bound[-1].pdl:
             return False
         return (self._numbers[i - 1], self._numbers[i]) in self._kernels.pdl_edges(self._phase)
 
@@ -203,7 +225,7 @@ class GraphBuilder:
         for edge in phase.edges:
             self._before.setdefault(edge.after, []).append((edge.before, edge.kind))
 
-    def build(self, numbers: Sequence[int], tokens: int, pause: Callable[[], None] | None = None) -> Handle:
+    def build(self, numbers: Sequence[int], tokens: Rows, pause: Callable[[], None] | None = None) -> Handle:
         """A graph of these launches for so many rows. `pause` is called before each node. The caller drops the graph.
         Raises DriverError."""
         driver, launches = self._kernels.driver, self._phase.launches
@@ -226,7 +248,7 @@ class GraphBuilder:
         return graph
 
 
-def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: int) -> BoundCall:
+def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: Rows) -> BoundCall:
     call = kernels.call(launch, tokens)
     if call is None:
         raise RunError(f"expected a kernel of launch {launch.name!r} for {tokens} rows on {kernels.target}, found none")

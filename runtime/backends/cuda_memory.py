@@ -8,13 +8,15 @@ and one copy brings them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
+from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.sizes import evaluate
-from hjgc.plan_format.structs import Plan, State
-from hjgc.runtime.backend import MemoryRef
+from hjgc.plan_format.structs import Buffer, Plan, State
+from hjgc.runtime.backend import BackendRefused, MemoryRef, Rows, sizes_of
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 
 ALIGNMENT = 256
@@ -49,7 +51,7 @@ class DeviceMemory:
         offsets, total = lay_out([size for _, _, size in pieces])
         self._lasting = driver.allocate(total)
         try:
-            self._arena = driver.allocate(plan.arena_bytes)
+            self._arena = _allocate_arena(driver, plan)
         except BaseException:
             driver.free(self._lasting)
             raise
@@ -68,8 +70,11 @@ class DeviceMemory:
     def address(self, space: str, index: int, phase: str = "") -> int:
         """Of a table entry; buffers are counted in `phase`."""
         if space == "buffer":
-            return self._arena + self._plan.phase(phase).buffers[index].offset
+            return self.arena_address(self._plan.phase(phase).buffers[index])
         return self._addresses[space, index]
+
+    def arena_address(self, buffer: Buffer) -> int:
+        return self._arena + buffer.offset
 
     def dtype(self, space: str, index: int, phase: str = "") -> DType:
         """The element type of a table entry that has one."""
@@ -92,24 +97,38 @@ class DeviceMemory:
             for name, field in self._fields.items()
         }
 
-    def spans(self, ref: MemoryRef, start: int, tokens: int) -> list[tuple[int, int]]:
+    def spans(self, ref: MemoryRef, start: int, tokens: Rows) -> list[tuple[int, int]]:
         """(address, bytes) of the rows of `place`."""
         address, pitch, width, rows = self.place(ref, start, tokens)
         return [(address + i * pitch, width) for i in range(rows)]
 
-    def place(self, ref: MemoryRef, start: int, tokens: int) -> Place:
+    def place(self, ref: MemoryRef, start: int, tokens: Rows) -> Place:
         """Where that is which a snapshot of `ref` holds: of a full cache the rows `start` to `start + tokens` of each
         head, of a buffer its shape for `tokens` rows, of anything else all of it."""
         base = self.address(ref.space, ref.index, ref.phase)
         if ref.space == "buffer":
-            buffer = self._plan.phase(ref.phase).buffers[ref.index]
-            size = ITEM_BYTES[buffer.dtype]
-            for axis in buffer.shape:
-                size *= evaluate(axis, {"tokens": tokens, "start": start, "length": tokens})
+            phase = self._plan.phase(ref.phase)
+            buffer, sizes = phase.buffers[ref.index], sizes_of(phase, tokens)
+            if isinstance(tokens, int):
+                sizes |= {"start": start, "length": tokens}
+            size = ITEM_BYTES[buffer.dtype] * prod(evaluate(axis, sizes) for axis in buffer.shape)
             return base, size, size, 1
         if ref.space == "state":
+            assert isinstance(tokens, int), "a function has no states"
             return _state_place(self._plan.states[ref.index], base, start, tokens)
         return base, self._plan.parameters.bytes, self._plan.parameters.bytes, 1
+
+
+def _allocate_arena(driver: Driver, plan: Plan) -> int:
+    try:
+        return driver.allocate(plan.arena_bytes)
+    except BackendRefused as refused:
+        if not plan.is_function:
+            raise
+        raise RunError(
+            f"expected {plan.arena_bytes >> 20} MiB of the device for what a call of the largest sizes computes: "
+            f"{refused}; compile with smaller ranges, --size NAME=LOW:HIGH"
+        ) from None
 
 
 def _state_place(state: State, base: int, start: int, tokens: int) -> Place:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hjgc.plan_format.structs import Phase, RowsCall, TemplateCall, call_for
+from hjgc.runtime.backend import Rows
 
 Span = tuple[int, int]
 """The first and the last of some row counts."""
@@ -24,7 +25,7 @@ def spans(phase: Phase, target: str) -> tuple[tuple[Span, tuple[int, ...]], ...]
     return tuple(found)
 
 
-class Rows:
+class ReadyRows:
     """What a target can run, as `loaded` says of a variant whether it is there."""
 
     def __init__(self, phases: tuple[Phase, ...], target: str, loaded: Callable[[int], bool]) -> None:
@@ -47,7 +48,12 @@ class Rows:
             self._most[phase, rows] = max(fitting, default=0)
         return self._most[phase, rows]
 
-    def missing(self, phase: str, rows: int) -> tuple[int, ...]:
+    def missing(self, phase: str, rows: Rows) -> tuple[int, ...]:
         """The variants that a call of so many rows lacks."""
-        serving = next((v for (first, last), v in self._spans[phase] if first <= rows <= last), ())
-        return tuple(index for index in serving if not self._loaded(index))
+        return tuple(index for index in self._serving(phase, rows) if not self._loaded(index))
+
+    def _serving(self, phase: str, rows: Rows) -> tuple[int, ...]:
+        if not isinstance(rows, int):  # a function's, which has the same variants for all sizes
+            ((_, variants),) = self._spans[phase]
+            return variants
+        return next((v for (first, last), v in self._spans[phase] if first <= rows <= last), ())

@@ -19,6 +19,11 @@ BLOCK = 1 << 15
 """Elements converted at once: what passes between two steps stays in the core's own cache."""
 
 
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """What numpy calls elements of this type; of bfloat16, the bits."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
 def to_float32(data: Bytes, dtype: str) -> NDArray[np.float32]:
     if dtype == "bfloat16":
         return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from hjgc.plan_format.structs import Launch
+from hjgc.runtime.backend import Rows
 from hjgc.runtime.backends import cuda_launch
 from hjgc.runtime.opening import open_session
 
@@ -69,7 +71,11 @@ def main(plan: str, lengths: tuple[int, ...]) -> None:
         session._worker.take = take
     session.close()
     overlaps = cuda_launch.Kernels.overlaps
-    cuda_launch.Kernels.overlaps = lambda self, launch, tokens: tokens <= EARLY_UP_TO and overlaps(self, launch, tokens)
+
+    def early(self: cuda_launch.Kernels, launch: Launch, tokens: Rows) -> bool:
+        return isinstance(tokens, int) and tokens <= EARLY_UP_TO and overlaps(self, launch, tokens)
+
+    cuda_launch.Kernels.overlaps = early
     lengths = tuple(length for length in lengths if length > EARLY_UP_TO)
     session = captured(plan, lengths)
     for length in lengths:

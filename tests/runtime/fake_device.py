@@ -1,7 +1,8 @@
 """A device for tests: real small memory, made-up arithmetic, a log, and hooks to make it fail.
 
 Each launch fills what it writes with bytes that depend on its name and on all it reads, so whatever goes wrong shows in
-the tokens. `sample` picks the largest logit and steps history and parameter block as the op says.
+the tokens, or in a function's results; islands compute like any other launch. `sample` picks the largest logit and
+steps history and parameter block as the op says.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import Launch, Operand, Plan
-from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, digest_of
+from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, Rows, Value, digest_of, sizes_of, spell_rows
 
 Bytes = NDArray[np.uint8]
 BYTES_PER_LAUNCH = 100
@@ -30,7 +31,7 @@ CACHES = ("full_cache", "ring_cache")
 class FakeGraph:
     phase: str
     launches: tuple[int, ...]
-    bucket: int
+    bucket: Rows
     bytes: int
     released: bool = False
 
@@ -50,7 +51,7 @@ class FakeDevice:
         self.crash_worker: Exception | None = None
         self.replay_error: Exception | None = None
         self.corrupt: set[str] = set()
-        self.corrupt_when: Callable[[FakeGraph, int], bool] = lambda graph, tokens: True
+        self.corrupt_when: Callable[[FakeGraph, Any], bool] = lambda graph, tokens: True
         self.hollow: set[str] = set()
         self.real_bytes: Callable[[FakeGraph], int] = lambda graph: BYTES_PER_LAUNCH * len(graph.launches)
         self.before_launch: Callable[[str], None] = lambda name: None
@@ -89,11 +90,21 @@ class FakeDevice:
     def write_history(self, offset: int, ids: Ids) -> None:
         self._state("token_history").view("<i4")[offset : offset + len(ids)] = ids
 
+    def write_arguments(self, phase: str, rows: Rows, values: Sequence[Value]) -> None:
+        self.log.append("arguments")
+        for port, value in zip(self.plan.phase(phase).arguments, values, strict=True):
+            self._view(MemoryRef("buffer", port.index, phase), 0, rows)[:] = value.reshape(-1).view(np.uint8)
+
+    def read_results(self, phase: str, rows: Rows) -> list[Value]:
+        self.before_read()
+        ports = self.plan.phase(phase).results
+        return [self._view(MemoryRef("buffer", port.index, phase), 0, rows).copy() for port in ports]
+
     def run(
         self,
         phase: str,
         launches: Sequence[int],
-        tokens: int,
+        tokens: Rows,
         stop: Callable[[], bool] | None = None,
         ahead: int | None = None,
     ) -> bool:
@@ -124,7 +135,7 @@ class FakeDevice:
             row[:] = changed
 
     def build(
-        self, phase: str, launches: Sequence[int], bucket: int, pause: Callable[[], None] | None = None
+        self, phase: str, launches: Sequence[int], bucket: Rows, pause: Callable[[], None] | None = None
     ) -> FakeGraph:
         del pause
         graph = FakeGraph(phase, tuple(launches), bucket, 0)
@@ -145,8 +156,9 @@ class FakeDevice:
             raise self.crash_worker
         return BYTES_PER_LAUNCH * launches
 
-    def replay(self, graph: Any, tokens: int) -> None:
-        assert not graph.released and graph.bucket // 2 <= tokens <= graph.bucket
+    def replay(self, graph: Any, tokens: Rows) -> None:
+        assert not graph.released
+        assert graph.bucket == tokens if isinstance(tokens, tuple) else graph.bucket // 2 <= tokens <= graph.bucket
         self.log.append(f"replay {spell(graph)}")
         self.before_replay(spell(graph))
         if self.replay_error is not None:
@@ -165,17 +177,17 @@ class FakeDevice:
         self.log.append(f"release {spell(graph)}")
         graph.released = True
 
-    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, Bytes]:
+    def snapshot(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, Bytes]:
         return {ref: self._view(ref, start, tokens).copy() for ref in refs}
 
-    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: int) -> dict[MemoryRef, int]:
+    def digest(self, refs: Sequence[MemoryRef], start: int, tokens: Rows) -> dict[MemoryRef, int]:
         return {ref: digest_of(data) for ref, data in self.snapshot(refs, start, tokens).items()}
 
-    def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: int) -> None:
+    def restore(self, saved: Mapping[MemoryRef, Bytes], start: int, tokens: Rows) -> None:
         for ref, contents in saved.items():
             self._view(ref, start, tokens)[...] = contents
 
-    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: int, value: int) -> None:
+    def fill(self, refs: Sequence[MemoryRef], start: int, tokens: Rows, value: int) -> None:
         for ref in refs:
             self._view(ref, start, tokens)[...] = value
 
@@ -221,24 +233,29 @@ class FakeDevice:
         field = self._fields[name]
         return int(self._parameters[field.offset : field.offset + 4].view("<i4")[0])
 
-    def _view(self, ref: MemoryRef, start: int, tokens: int) -> Bytes:
+    def _view(self, ref: MemoryRef, start: int, tokens: Rows) -> Bytes:
         if ref.space == "parameters":
             return self._parameters
         if ref.space == "buffer":
-            buffer = self.plan.phase(ref.phase).buffers[ref.index]
-            size = math.prod(evaluate(axis, {"tokens": tokens}) for axis in buffer.shape) * ITEM_BYTES[buffer.dtype]
+            phase = self.plan.phase(ref.phase)
+            buffer, sizes = phase.buffers[ref.index], sizes_of(phase, tokens)
+            size = math.prod(evaluate(axis, sizes) for axis in buffer.shape) * ITEM_BYTES[buffer.dtype]
             return self._arena[buffer.offset : buffer.offset + size]
         state = self.plan.states[ref.index]
         if state.kind not in CACHES:
             return self._states[ref.index]
+        assert isinstance(tokens, int)
         heads, rows, size = state.shape
         shaped = self._states[ref.index].reshape(heads, rows, size * ITEM_BYTES[state.dtype])
         return shaped[:, start : start + tokens]
 
-    def _compute(self, phase: str, launch: Launch, tokens: int) -> None:
-        start = self._parameter("start")
-        assert self._parameter("length") == tokens
+    def _compute(self, phase: str, launch: Launch, tokens: Rows) -> None:
+        start = 0
+        if isinstance(tokens, int):
+            start = self._parameter("start")
+            assert self._parameter("length") == tokens
         if launch.op == "sample":
+            assert isinstance(tokens, int)
             self._sample(start + tokens)
             return
         seed = zlib.crc32(launch.name.encode())
@@ -251,19 +268,21 @@ class FakeDevice:
                     phase, operand, start, tokens, np.random.default_rng([seed, zlib.crc32(operand.role.encode())])
                 )
 
-    def _read(self, phase: str, operand: Operand, start: int, tokens: int) -> bytes:
+    def _read(self, phase: str, operand: Operand, start: int, tokens: Rows) -> bytes:
         """What a launch sees: of the caches the rows it may attend to, of the history this call's tokens."""
         if operand.space in ("weight", "constant"):
             return b""
         if operand.space == "state" and self.plan.states[operand.index].kind == "token_history":
+            assert isinstance(tokens, int)
             return self._state("token_history").view("<i4")[start : start + tokens].tobytes()
         ref = MemoryRef(operand.space, operand.index, phase)
         if operand.space == "state" and self.plan.states[operand.index].kind in CACHES:
+            assert isinstance(tokens, int)
             rows = start if operand.access == "read_write" else start + tokens
             return self._view(ref, 0, rows).tobytes()
         return self._view(ref, start, tokens).tobytes()
 
-    def _fill(self, phase: str, operand: Operand, start: int, tokens: int, generator: np.random.Generator) -> None:
+    def _fill(self, phase: str, operand: Operand, start: int, tokens: Rows, generator: np.random.Generator) -> None:
         view = self._view(MemoryRef(operand.space, operand.index, phase), start, tokens)
         if operand.space == "state" and self.plan.states[operand.index].kind == "logits":
             view.view("<f4")[:] = generator.standard_normal(view.size // 4)
@@ -276,9 +295,11 @@ class FakeDevice:
         self._state("token_history").view("<i4")[end] = token
         self.write_parameters({"start": end, "length": 1})
 
-    def _spoil(self, phase: str, launch: Launch, tokens: int) -> None:
+    def _spoil(self, phase: str, launch: Launch, tokens: Rows) -> None:
         """Flip a byte of what the launch wrote."""
-        start = self._parameter("start") - (tokens if launch.op == "sample" else 0)
+        start = 0
+        if isinstance(tokens, int):
+            start = self._parameter("start") - (tokens if launch.op == "sample" else 0)
         written = next(operand for operand in launch.operands if operand.access != "read")
         view = self._view(MemoryRef(written.space, written.index, phase), start, tokens)
         place = (0,) * (view.ndim - 1) + (-1,)
@@ -286,6 +307,6 @@ class FakeDevice:
 
 
 def spell(graph: FakeGraph) -> str:
-    """`decode[14]`, and `prefill@8[14]` where there are buckets."""
-    bucket = "" if graph.bucket == 1 else f"@{graph.bucket}"
+    """`decode[14]`, and `prefill@8[14]` where there are buckets; `call@2x3[2]` for sizes of a function."""
+    bucket = "" if graph.bucket == 1 else f"@{spell_rows(graph.bucket)}"
     return f"{graph.phase}{bucket}[{len(graph.launches)}]"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime import LogitsProcessor, Session
+from hjgc.runtime.function import Function
 from hjgc.runtime.runner import SegmentRunner
 from hjgc.runtime.turns import Ticket
 from tests.plans import small_plan
@@ -66,7 +67,7 @@ def runner_of(session: Session, phase: str = "decode", key: int = 1) -> SegmentR
 class Arrivals:
     """Tells a test when a caller has joined the queue for the device."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session | Function) -> None:
         self._joined: queue.Queue[Ticket] = queue.Queue()
         joined = self._joined
 
@@ -81,7 +82,7 @@ class Arrivals:
         return self._joined.get(timeout=PATIENCE)
 
 
-def when_built(session: Session) -> threading.Event:
+def when_built(session: Session | Function) -> threading.Event:
     """Set once a graph is built and the worker asks for the device to check it."""
     asked, ask = threading.Event(), session._turns.take_if_idle
 

@@ -29,7 +29,7 @@ class TimedDevice(FakeDevice):
         self.marks: list[float] = []
         self.places: list[tuple[int, int]] = []
 
-    def run(self, phase: str, launches: Sequence[int], tokens: int, stop: Any = None, ahead: int | None = None) -> bool:
+    def run(self, phase: str, launches: Sequence[int], tokens: Any, stop: Any = None, ahead: int | None = None) -> bool:
         del stop, ahead
         self.places.append((self._field("start"), self._field("length")))
         ops = [self.plan.phase(phase).launches[number].op for number in launches]

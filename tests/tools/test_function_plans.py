@@ -61,6 +61,7 @@ def test_stats_tell_each_segment_and_why(hjgc: CommandLine, function: Path, feed
         "segment 0, static, 2 launches",
         "segment 1, dynamic, 2 launches",
         "segment 2, static, 1 launches",
+        "islands",
     ]
     assert f"; HOST_CONTROL_FLOW: island.0 <- ONNX node node_3 <- since {WHY}" in lines[1]
 

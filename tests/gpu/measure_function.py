@@ -1,0 +1,177 @@
+"""How fast is a transformer encoder as a function, beside transformers and torch.compile, in one process?
+
+    measure_function.py [--layers N] [--tokens N] [--calls N] [--peers MODE,...]
+
+A BERT of random weights in float16 (bert-base by default: 12 layers, 768 wide, 12 heads), exported by torch's exporter
+with fixed sizes, compiled for this GPU. Printed for each, as JSON lines: the median and the 99th percentile of a call,
+from token ids on the host to its results on the host, and the median time on the device alone, between two events
+around one pass whose inputs are there; how far the results are from those of the same weights in float32. MODE is
+`eager`, or one of torch.compile's: `default`, `reduce-overhead` (CUDA graphs), `max-autotune`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertModel
+
+import hjgc
+from hjgc.compiler import compile_model
+from tests.gpu.served import target
+
+PEERS = ("eager", "default", "reduce-overhead", "max-autotune")
+WARM = 20
+Call = Callable[[np.ndarray[Any, Any]], Sequence[np.ndarray[Any, Any]]]
+
+
+class Encoder(torch.nn.Module):
+    """BERT as a function of its token ids and its mask."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bert = BertModel(BertConfig(num_hidden_layers=layers)).eval()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.bert(input_ids=input_ids, attention_mask=attention_mask)
+        return found.last_hidden_state, found.pooler_output
+
+
+def main() -> None:
+    given = arguments()
+    model, ids = Encoder(given.layers), np.random.default_rng(0).integers(5, 30000, (given.calls, 1, given.tokens))
+    with torch.inference_mode():
+        expected = reference(model, ids[:3])
+        model = model.half()
+        ours(model, ids, expected)
+        device = model.cuda()
+        for mode in given.peers.split(",") if given.peers else ():
+            peer(device, mode, ids, expected)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--peers", default=",".join(PEERS))
+    return parser.parse_args()
+
+
+def reference(model: torch.nn.Module, ids: np.ndarray[Any, Any]) -> list[list[np.ndarray[Any, Any]]]:
+    """The results in float32."""
+    device = model.cuda()
+    found = [device(torch.from_numpy(row).cuda(), torch.ones_like(torch.from_numpy(row)).cuda()) for row in ids]
+    model.cpu()
+    return [[y.cpu().numpy() for y in row] for row in found]
+
+
+def ours(model: torch.nn.Module, ids: np.ndarray[Any, Any], expected: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, plan = Path(folder) / "model.onnx", Path(folder) / "plan.hjg"
+        example = torch.from_numpy(ids[0])
+        torch.onnx.export(model, (example, torch.ones_like(example)), path, dynamo=True, external_data=True)
+        begun = time.perf_counter()
+        compile_model(path, plan, targets=(target(),), kind="function", portable=False)
+        say("compile", seconds=round(time.perf_counter() - begun, 1))
+        begun = time.perf_counter()
+        with hjgc.load(plan, device="cuda") as function:
+            mask = np.ones_like(ids[0])
+            names = [port.name for port in function.inputs]
+
+            def call(row: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+                return list(function(dict(zip(names, (row, mask), strict=True))).values())
+
+            loaded = time.perf_counter()
+            call(ids[0])
+            say("hjgc, first call", milliseconds=round(1e3 * (time.perf_counter() - loaded), 3),
+                load_seconds=round(loaded - begun, 2))  # fmt: skip
+            say("hjgc, launch by launch", **timed(call, ids), **apart(call, ids, expected))
+            function.wait_captured(60)
+            say("hjgc", **timed(call, ids), **apart(call, ids, expected))
+            say("hjgc, on the device", milliseconds=on_device(function))
+            report = function.report()
+            kinds = [entry["kind"] for entry in report["segments"]]
+            launches = [entry["launches"] for entry in report["segments"]]
+            say("segments", kinds=kinds, launches=launches, totals=report["totals"])
+
+
+def on_device(function: Any) -> float:
+    """Milliseconds of one pass as one graph, the inputs being there: the median."""
+    backend, phase = function._backend, function.plan.phase("call")
+    graph = backend.build("call", range(len(phase.launches)), ())
+    times: list[float] = []
+    for _ in range(100):
+        marks = [backend.mark()]
+        backend.replay(graph, ())
+        marks.append(backend.mark())
+        times.append(backend.milliseconds(*marks))
+        backend.drop_marks(marks)
+    backend.release(graph)
+    return round(float(np.median(times)), 4)
+
+
+def peer(model: torch.nn.Module, mode: str, ids: np.ndarray[Any, Any], expected: Any) -> None:
+    torch.compiler.reset()
+    ready: Any = model if mode == "eager" else torch.compile(model, mode=mode)
+    mask = torch.ones_like(torch.from_numpy(ids[0])).cuda()
+
+    def call(row: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        torch.compiler.cudagraph_mark_step_begin()
+        found = ready(torch.from_numpy(row).cuda(non_blocking=True), mask)
+        return [y.cpu().numpy() for y in found]
+
+    begun = time.perf_counter()
+    for row in ids[:5]:
+        call(row)
+    say(f"torch {mode}, first calls", seconds=round(time.perf_counter() - begun, 1))
+    say(f"torch {mode}", **timed(call, ids), **apart(call, ids, expected))
+    row = torch.from_numpy(ids[0]).cuda()
+    times: list[float] = []
+    for _ in range(100):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.compiler.cudagraph_mark_step_begin()
+        start.record()
+        ready(row, mask)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    say(f"torch {mode}, on the device", milliseconds=round(float(np.median(times)), 4))
+
+
+def timed(call: Call, ids: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Milliseconds of calls one after the other."""
+    for row in ids[:WARM]:
+        call(row)
+    times: list[float] = []
+    for row in ids:
+        begun = time.perf_counter()
+        call(row)
+        times.append(1e3 * (time.perf_counter() - begun))
+    return {"median": round(float(np.median(times)), 4), "p99": round(float(np.percentile(times, 99)), 4)}
+
+
+def apart(call: Call, ids: np.ndarray[Any, Any], expected: Any) -> dict[str, float]:
+    """The largest difference from float32, over all results."""
+    differences = [
+        float(np.abs(np.asarray(y, np.float32) - want).max())
+        for row, wanted in zip(ids, expected, strict=False)
+        for y, want in zip(call(row), wanted, strict=True)
+    ]
+    return {"apart": round(max(differences), 5)}
+
+
+def say(what: str, **numbers: Any) -> None:
+    print(json.dumps({"what": what, **numbers}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Do the kernels of tensor ops mean on this GPU what their ops mean?"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.gpu.prefill_device import driver, run
+from tests.tensor_cases import CASES, Case, check
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_kernel_means_its_op_at_every_size(case: Case) -> None:
+    check(case, run, "cuda", pdl=driver().target >= "sm_90")
