@@ -46,8 +46,11 @@ MOST_TRIED = 1 << 30
 """Bytes of weights that are made up for a trial."""
 
 
-def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubModel, list[ir.Value]]:
-    """The sub-model, and the weights that it takes behind the rows: those that are too large to lie in it."""
+def foreign_model(
+    model: ir.Model, foreign: Foreign, dtype: DType, *, batched: bool = False
+) -> tuple[SubModel, list[ir.Value]]:
+    """The sub-model, and the weights that it takes behind the rows: those that are too large to lie in it. `batched`:
+    rows come and go as the file has them, [1, tokens, H]."""
     proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
     for domain, version in sorted(model.opset_imports.items()):
         if domain != "hjgc":
@@ -56,45 +59,52 @@ def foreign_model(model: ir.Model, foreign: Foreign, dtype: DType) -> tuple[SubM
     graph.name = "island"
     graph.initializer.append(helper.make_tensor(AXIS, TensorProto.INT64, [1], [0]))
     for value in foreign.inputs:
-        graph.input.append(helper.make_tensor_value_info(f"{value.name}~in", kind, ["rows", None]))
-        graph.node.extend(_entering(value.name or ""))
+        shape = [1, "rows", None] if batched else ["rows", None]
+        graph.input.append(helper.make_tensor_value_info(f"{value.name}~in", kind, shape))
+        graph.node.extend(_entering(value.name or "", batched=batched))
     first = graph.input[0].name
     weights = list(_weights(graph, foreign))
     for node in foreign.nodes:
         axes = foreign.sizes.get(node)
-        graph.node.extend(_spelt(node) if axes is None else _sizes(node.outputs[0].name or "", axes, first))
+        graph.node.extend(
+            _spelt(node) if axes is None else _sizes(node.outputs[0].name or "", axes, first, int(batched))
+        )
     names: list[str] = []
     for value in foreign.outputs:
         names.append(f"{value.name}~out")
         graph.output.append(helper.make_tensor_value_info(names[-1], kind, None))
-        graph.node.extend(_leaving(value.name or "", names[-1], kind))
+        graph.node.extend(_leaving(value.name or "", names[-1], kind, batched=batched))
     nodes = [name for node in foreign.nodes for name in source_nodes(node)]
     inputs = [entry.name for entry in graph.input]
     data = proto.SerializeToString(deterministic=True)
     return SubModel(data, inputs, names, tuple(dict.fromkeys(nodes))[:MANY_NODES]), weights
 
 
-def _entering(name: str) -> Iterator[onnx.NodeProto]:
-    yield helper.make_node("Cast", [f"{name}~in"], [f"{name}~wide"], to=TensorProto.FLOAT)
-    yield helper.make_node("Unsqueeze", [f"{name}~wide", AXIS], [name])
+def _entering(name: str, *, batched: bool) -> Iterator[onnx.NodeProto]:
+    wide = name if batched else f"{name}~wide"
+    yield helper.make_node("Cast", [f"{name}~in"], [wide], to=TensorProto.FLOAT)
+    if not batched:
+        yield helper.make_node("Unsqueeze", [wide, AXIS], [name])
 
 
-def _sizes(result: str, axes: Axes, rows: str) -> Iterator[onnx.NodeProto]:
+def _sizes(result: str, axes: Axes, rows: str, axis_of_rows: int) -> Iterator[onnx.NodeProto]:
     """What a Shape node finds, from the rows of this call."""
     parts: list[str] = []
     for i, axis in enumerate(axes):
         parts.append(f"{result}~{i}")
         if isinstance(axis, str):  # TOKENS
-            yield helper.make_node("Shape", [rows], [parts[-1]], end=1)
+            yield helper.make_node("Shape", [rows], [parts[-1]], start=axis_of_rows, end=axis_of_rows + 1)
         else:
             number = helper.make_tensor("number", TensorProto.INT64, [1], [axis])
             yield helper.make_node("Constant", [], [parts[-1]], value=number)
     yield helper.make_node("Concat", parts, [result], axis=0)
 
 
-def _leaving(name: str, result: str, kind: int) -> Iterator[onnx.NodeProto]:
-    yield helper.make_node("Squeeze", [name, AXIS], [f"{name}~rows"])
-    yield helper.make_node("Cast", [f"{name}~rows"], [result], to=kind)
+def _leaving(name: str, result: str, kind: int, *, batched: bool) -> Iterator[onnx.NodeProto]:
+    rows = name if batched else f"{name}~rows"
+    if not batched:
+        yield helper.make_node("Squeeze", [name, AXIS], [rows])
+    yield helper.make_node("Cast", [rows], [result], to=kind)
 
 
 def _spelt(node: ir.Node) -> Iterator[onnx.NodeProto]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from hjgc.compiler.kernels.prefill_choice import range_ends
 from hjgc.compiler.options import DEFAULT_CONTEXT, Options
 from hjgc.compiler.program import Network, Program, Step, Tensor
 from hjgc.compiler.recognise import Recognised
+from hjgc.compiler.row_launches import Surroundings, row_launches
 from hjgc.compiler.rules.rule import VALUE_KEY, node_name, source_nodes
 from hjgc.compiler.tables import DTYPES, Tables
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
@@ -40,7 +41,8 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
     context = choose_context(model, options, recognised.most_tokens)
     phases = _phases(options, context)
     most_rows = max(size.high for _, _, sizes, _ in phases for size in sizes if size.name == "tokens")
-    builder = _Builder(model, path, dtypes, context, most_rows, recognised.foreign)
+    gpus = tuple(target for target in options.targets if target != "cpu")
+    builder = _Builder(model, path, dtypes, context, most_rows, recognised.foreign, gpus)
     programs = tuple(builder.program(*phase) for phase in phases)
     tables = builder.tables
     islands, island_bytes = table([made for made, _ in builder.islands.values()])
@@ -157,11 +159,13 @@ class _Builder:
     context: int
     most_rows: int
     foreign: tuple[Foreign, ...] = ()
+    gpus: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.path, self.dtypes.weights)
         self.states: dict[str, State] = {}
         self.islands: dict[int, tuple[SubModel, list[Tensor]]] = {}
+        self.tried: set[ir.Node] = set()
         self.notes: list[str] = []
         self.vocab_size = 0
         self.layers = 0
@@ -169,7 +173,7 @@ class _Builder:
     def program(
         self, phase: str, rows: Expression, sizes: tuple[SizeDeclaration, ...], buckets: tuple[int, ...]
     ) -> Program:
-        self.rows = rows
+        self.rows, self.sizes = rows, sizes
         self.tensors: dict[ir.Value, Tensor] = {}
         self.layer = -1
         self.steps: list[Step] = []
@@ -283,6 +287,8 @@ class _Builder:
         number = node.attributes["number"].as_int()
         foreign = self.foreign[number]
         rows = [self._get(node, i) for i in range(len(node.inputs))]
+        if number not in self.islands and self._as_launches(node, foreign, rows):
+            return
         if number not in self.islands:
             self.islands[number] = self._island(foreign, rows)
         made, weights = self.islands[number]
@@ -293,13 +299,36 @@ class _Builder:
         place = list(self.islands).index(number)
         self.steps[-1] = replace(self.steps[-1], nodes=made.nodes, island=place, causes=tuple(causes(foreign.why)))
 
-    def _island(self, foreign: Foreign, rows: Sequence[Tensor]) -> tuple[SubModel, list[Tensor]]:
-        """It is tried in float32, on rows of the widths that it gets."""
-        made, weights = foreign_model(self.model, foreign, self.dtypes.compute)
-        tried, _ = foreign_model(self.model, foreign, "float32")
+    def _as_launches(self, node: ir.Node, foreign: Foreign, rows: Sequence[Tensor]) -> bool:
+        """Whether launches of ours compute all of the sub-model, which has been tried then."""
+        made, _ = foreign_model(self.model, foreign, self.dtypes.compute, batched=True)
+        around = Surroundings(self.tables, {size.name: size for size in self.sizes}, self.gpus, self.path)
+        names = set[str]()
+
+        def name(op: str) -> str:
+            names.add(found := self._layer_name(op, names))
+            return found
+
+        found = row_launches(made, rows, foreign.columns, around, name)
+        if found is None:
+            return False
+        if node not in self.tried:
+            self._try(foreign, rows)
+            self.tried.add(node)
+        self.steps += found.steps
+        self.tensors |= dict(zip(node.outputs, found.results, strict=True))
+        return True
+
+    def _try(self, foreign: Foreign, rows: Sequence[Tensor]) -> None:
+        """In float32, on rows of the widths that it gets. Raises CompileError where a row depends on others."""
+        tried, weights = foreign_model(self.model, foreign, "float32")
         widths = [width for tensor in rows if isinstance(width := tensor.shape[-1], int)]
         note = try_rows(tried, weights, widths, self.path)
         self.notes += [note] if note else []
+
+    def _island(self, foreign: Foreign, rows: Sequence[Tensor]) -> tuple[SubModel, list[Tensor]]:
+        made, weights = foreign_model(self.model, foreign, self.dtypes.compute)
+        self._try(foreign, rows)
         return made, [self.tables.tensor(value, placement="cpu") for value in weights]
 
     def _visit_GatedLinear(self, node: ir.Node) -> None:
@@ -354,9 +383,10 @@ class _Builder:
             )
         return tensor
 
-    def _layer_name(self, name: str) -> str:
+    def _layer_name(self, name: str, others: Collection[str] = ()) -> str:
+        """One that no step has, nor is among `others`."""
         full = f"layers.{self.layer}.{name}" if self.layer >= 0 else name
-        taken = {step.name for step in self.steps}
+        taken = {*others, *(step.name for step in self.steps)}
         spellings = chain((full,), (f"{full}.{i}" for i in count(2)))
         return next(spelling for spelling in spellings if spelling not in taken)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hjgc.compiler.interface import Sizes, dimension, read_interface, unknown_inputs
 from hjgc.plan_format.errors import InputError
+from hjgc.tools.functions.ort import open_model, short
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +53,7 @@ class Judge:
         try:
             results = self._session.run(self._outputs, self._feeds(sizes))
         except Exception as error:  # ONNX Runtime's own classes share no base but this
-            raise InputError(self._model, f"expected a model that runs, ONNX Runtime says: {_short(error)}") from None
+            raise InputError(self._model, f"expected a model that runs, ONNX Runtime says: {short(error)}") from None
         self.values = dict(zip(self._outputs, results, strict=True))
         self._past = {slot: self.values[self._presents[slot]] for slot in self._past}
         self.length += len(ids)
@@ -109,7 +110,7 @@ def read_graph(model: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(model), load_external_data=False)
     except Exception as error:  # protobuf's and the operating system's
-        raise InputError(model, f"expected an ONNX file, found {_short(error)}") from None
+        raise InputError(model, f"expected an ONNX file, found {short(error)}") from None
 
 
 def producers(graph: onnx.ModelProto) -> dict[str, str]:
@@ -120,19 +121,13 @@ def producers(graph: onnx.ModelProto) -> dict[str, str]:
 def _open(model: Path, values: Sequence[str], threads: int) -> Any:
     import onnxruntime
 
-    if not model.is_file():
-        raise InputError(model, "expected an ONNX file, found no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = QUIET
-    source: str | bytes = str(model)
-    if values:
-        source = _showing(model, values)
-        options.add_session_config_entry(EXTERNAL_FOLDER, str(model.parent.resolve()))
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own classes share no base but this
-        raise InputError(model, f"expected a model that loads, ONNX Runtime says: {_short(error)}") from None
+    if not values:
+        return open_model(onnxruntime, model, options)
+    options.add_session_config_entry(EXTERNAL_FOLDER, str(model.parent.resolve()))
+    return open_model(onnxruntime, model, options, _showing(model, values))
 
 
 def _showing(model: Path, values: Sequence[str]) -> bytes:
@@ -143,8 +138,3 @@ def _showing(model: Path, values: Sequence[str]) -> bytes:
     shown = {entry.name for entry in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values) if name not in shown)
     return proto.SerializeToString()
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

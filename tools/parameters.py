@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hjgc.plan_format.errors import InputError
 
@@ -39,6 +40,14 @@ def size_range(words: str) -> tuple[str, int, int]:
     return found[1], int(found[2]), int(found[3])
 
 
+def size_value(words: str) -> tuple[str, int]:
+    """`NAME=VALUE`, a name and a whole number."""
+    found = re.fullmatch(r"([^=]{1,128})=(\d{1,10})", words, re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"expected NAME=VALUE, say batch=8, found {words!r}")
+    return found[1], int(found[2])
+
+
 def token_ids(words: str) -> tuple[int, ...]:
     """Token ids with commas or spaces between them."""
     ids = words.replace(",", " ").split()
@@ -51,6 +60,15 @@ def token_ids(words: str) -> tuple[int, ...]:
 def example(*lines: str) -> str:
     """The epilog of a command's help: lines as one would type them."""
     return "\b\nExample:" + "".join(f"\n  {line}" for line in lines)
+
+
+def refuse_options(names: Collection[str], problem: str) -> None:
+    """None of these parameters of the command was given. Raises InputError for the first that was."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            flag = max(option.opts, key=len)
+            raise InputError(flag, problem, next_step=f"leave {flag} out")
 
 
 def prompt_text(given: str) -> str:

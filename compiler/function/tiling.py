@@ -19,7 +19,7 @@ from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.chips import has_pdl
 from hjgc.plan_format.dtypes import ITEM_BYTES
-from hjgc.plan_format.sizes import Expression, walk
+from hjgc.plan_format.sizes import Expression, is_small, walk
 
 MOST_SIZES = 12
 """Open sizes that one launch passes, as `compiler/kernels/places.py` has them (which imports triton)."""
@@ -162,7 +162,10 @@ class Words:
             raise NoTemplate(f"expected at most {MOST_SIZES} open sizes of one launch, found {len(self.letters)}")
         if self._limits(programs)[1] > MOST_PROGRAMS or any(map(self._is_wide, self.letters.values())):
             raise NoTemplate("expected sizes that fit into 32 bits")
-        return self.letters | {"programs": programs}
+        found = self.letters | {"programs": programs}
+        if not all(map(is_small, found.values())):
+            raise NoTemplate("expected sizes of few parts")
+        return found
 
     def _is_wide(self, size: Expression) -> bool:
         low, high = self._limits(size)

@@ -30,10 +30,14 @@ def refuse_words(sizes: int, tile: str, *lists: str) -> str | None:
     """Why a kernel of so many open sizes cannot read a tile, and other lists; None if it can."""
     if len(tile.split()) != 3:
         return f"expected a tile of batch, rows and columns, found {tile!r}"
-    for word in " ".join((tile, *lists)).replace(" ", ",").split(","):
-        if word and (WORD.fullmatch(word) is None or (word[0] == "s" and int(word[1:].split(":")[0]) >= sizes)):
-            return f"expected numbers and {sizes} sizes, found {word!r}"
-    return None
+    found = [entry for text in (tile, *lists) for row in _lists(text) for entry in row]
+    wrong = next((entry for entry in found if not _can_read(entry, sizes)), None)
+    return None if wrong is None else f"expected numbers and {sizes} sizes, found {wrong!r}"
+
+
+def _can_read(entry: str, sizes: int) -> bool:
+    is_size = entry.startswith("s")
+    return WORD.fullmatch(entry) is not None and not (is_size and int(entry[1:].split(":")[0]) >= sizes)
 
 
 def refuse_places(tile: str, places: str) -> str | None:

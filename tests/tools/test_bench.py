@@ -190,7 +190,7 @@ def test_a_process_answers_line_by_line_until_something_fails(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"kind": "ort", "model": "{folder}/config.json", "threads": 1}, "expected a model that ONNX Runtime loads"),
+        ({"kind": "ort", "model": "{folder}/config.json", "threads": 1}, "expected a model that loads, ONNX Runtime says"),
         ({"kind": "plan", "plan": "{folder}/config.json", "weights": None, "device": None, "mode": "plain"}, "a plan"),
         ({"kind": "abacus"}, "expected a peer of kind plan, eager, static or ort, found 'abacus'"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,18 @@ import click
 
 from hjgc.plan_format.errors import InputError
 from hjgc.tools import console
-from hjgc.tools.parameters import FILE, as_json, example
+from hjgc.tools.parameters import FILE, as_json, example, refuse_options, size_value
 
 if TYPE_CHECKING:
     from hjgc.plan_format import PlanFile
+    from hjgc.runtime.opening import Opened
     from hjgc.tools.locating import Difference
     from hjgc.tools.verifying import Run
     from hjgc.tools.weight_files import WeightCheck
 
 DIFFERENT = 1
+OF_DECODERS = ("prompt_lengths", "steps")
+OF_FUNCTIONS = ("feed", "sizes", "device")
 
 
 def lengths(words: str) -> tuple[int, ...]:
@@ -35,10 +38,14 @@ def lengths(words: str) -> tuple[int, ...]:
 
 @click.command(
     short_help="Check a plan, its weights, and what it computes.",
-    epilog=example("hjgc verify plan.hjg --against model.onnx --prompt-lengths 1,7,16 --steps 8"),
+    epilog=example(
+        "hjgc verify plan.hjg --against model.onnx --prompt-lengths 1,7,16 --steps 8",
+        "hjgc verify function.hjg --against model.onnx --size batch=2",
+        "hjgc verify function.hjg --against model.onnx --feed inputs.npz",
+    ),
 )
 @click.argument("plan", type=FILE)
-@click.option("--against", type=FILE, metavar="MODEL.onnx", help="Compare every step with ONNX Runtime's CPU provider.")
+@click.option("--against", type=FILE, metavar="MODEL.onnx", help="Compare with ONNX Runtime's CPU provider.")
 @click.option(
     "--prompt-lengths", type=lengths, metavar="N,N,...", default="1,7,16", show_default=True, help="Random prompts."
 )
@@ -46,10 +53,20 @@ def lengths(words: str) -> tuple[int, ...]:
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
-    help="Largest difference of a logit.  [default: by the plan's compute dtype: 1e-4 float32, 2e-2 float16, "
-    "2e-1 bfloat16]",
+    help="Largest difference of a logit; of a function's output, as a part of its largest magnitude.  [default: by "
+    "dtype: 1e-4 float32, 2e-2 float16; bfloat16 2e-1, of a function 1e-1]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other prompts.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other prompts, or other inputs.")
+@click.option("--feed", type=FILE, metavar="X.npz", help="A function's inputs, arrays by name.  [default: made up]")
+@click.option(
+    "--size",
+    "sizes",
+    type=size_value,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A function: made-up inputs of this size; repeatable.  [default: low, middle, high]",
+)
+@click.option("--device", help="A function: where it runs, cpu or cuda.  [default: what the plan is for]")
 @click.option("--weights", "full", is_flag=True, help="Read all of every weight file for its sha256.")
 @click.option("--weights-root", type=FILE, help="The folder of the weights.  [default: the plan's folder]")
 @as_json
@@ -60,6 +77,9 @@ def command(
     steps: int,
     tolerance: float | None,
     seed: int,
+    feed: Path | None,
+    sizes: tuple[tuple[str, int], ...],
+    device: str | None,
     full: bool,
     weights_root: Path | None,
     as_json: bool,
@@ -67,10 +87,11 @@ def command(
     """Check that PLAN decodes, is legal and has the weights that it was compiled against.
 
     With --against, ONNX Runtime judges: logits and greedy tokens of the prompt and of each decode step. Where they
-    differ, the first tensor that does is named, with the launch that wrote it and its ONNX node.
+    differ, the first tensor that does is named, with the launch that wrote it and its ONNX node. Of a plan that is a
+    function, every output of calls with made-up inputs, or with those of --feed, is compared.
 
     Exit code 0: equal. 1: different. 2: could not be checked."""
-    from hjgc.runtime.opening import check_decoder, open_plan
+    from hjgc.runtime.opening import open_plan
     from hjgc.tools.weight_files import check_weight_files
 
     if tolerance is not None and not math.isfinite(tolerance):
@@ -79,18 +100,39 @@ def command(
         tell("read the plan")
         opened = open_plan(plan, weights_root)
         with opened.file as file:
+            is_function = file.plan.is_function
+            _check_options(is_function=is_function, against=against, feed=feed, sizes=sizes)
             _read_everything(file)
             tell("check the weights")
             weights = check_weight_files(file, opened.root, full=full)
             shown = describe(file, weights)
-            if against is not None and shown["equal"]:
-                check_decoder(file)
+            if against is not None and shown["equal"] and is_function:
+                shown |= _call(opened, tell, against, feed, dict(sizes), tolerance, seed, device)
+            elif against is not None and shown["equal"]:
                 shown |= _compare(file, opened.root, against, prompt_lengths, steps, tolerance, seed, tell)
     if as_json:
         console.result_json(shown)
     else:
         console.result("\n".join(text(shown)))
     return 0 if shown["equal"] else DIFFERENT
+
+
+def _check_options(*, is_function: bool, against: Path | None, feed: Path | None, sizes: Sequence[object]) -> None:
+    """Raises InputError for what makes no sense for this plan, or together."""
+    if is_function:
+        refuse_options(OF_DECODERS, "expected options of a plan that is a function, found one of a decoder's")
+    else:
+        refuse_options(OF_FUNCTIONS, "expected options of a decoder, found one of a plan that is a function")
+    if against is None:
+        refuse_options(OF_FUNCTIONS, "expected --against MODEL.onnx with it, found none")
+    if feed is not None and sizes:
+        raise InputError("--size", "expected made-up inputs, found --feed too", next_step="leave one of them out")
+
+
+def _call(opened: Opened, tell: Any, *asked: Any) -> dict[str, Any]:
+    from hjgc.tools.functions.verifying import Asked, verify_function
+
+    return verify_function(opened, Asked(*asked), tell)
 
 
 def _read_everything(file: PlanFile) -> None:
@@ -243,6 +285,10 @@ def text(shown: dict[str, Any]) -> Iterator[str]:
         yield f"{entry['name']} ({console.size(entry['bytes'])}): {_weights(entry)}"
     if "runs" in shown:
         yield from _comparison(shown)
+    if "calls" in shown:
+        from hjgc.tools.functions.text import text as calls
+
+        yield from calls(shown)
     yield "equal" if shown["equal"] else "different"
 
 

@@ -7,12 +7,14 @@ next as it is, and the logits land in memory allocated before, so that nothing i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import InputError
+from hjgc.tools.functions.ort import open_model
 from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -37,7 +39,7 @@ class OrtPeer:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         with self.startup.part("weights"):  # the graph is read, optimised, and given its weights in one call
-            self._session = self._load(model, options)
+            self._session = open_model(onnxruntime, Path(model), options)
         self.versions = {"onnxruntime": str(onnxruntime.__version__)}
         self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self._outputs = {entry.name: entry for entry in self._session.get_outputs()}
@@ -45,13 +47,6 @@ class OrtPeer:
         self._caches = [name for name in self._inputs if name.startswith(PAST)]
         self._check(model)
         self._logits: dict[int, NDArray[Any]] = {}
-
-    def _load(self, model: str, options: Any) -> Any:
-        try:
-            return self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own classes share no base but this
-            said = " ".join(str(error).split())
-            raise InputError(model, f"expected a model that ONNX Runtime loads, it says: {said}") from None
 
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
         self._length = 0
