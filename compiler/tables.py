@@ -133,8 +133,8 @@ class Tables:
             spaces = {tensor.space for tensor in tensors}
             if spaces == {"weight"}:
                 self._stacks[names] = self._stacked_weight("+".join(names), tensors, transposed)
-            elif spaces == {"constant"} and not any(transposed):
-                self._stacks[names] = self._stacked_constant("+".join(names), tensors)
+            elif spaces == {"constant"}:
+                self._stacks[names] = self._stacked_constant("+".join(names), tensors, transposed)
             else:
                 return None
         return self._stacks[names]
@@ -151,11 +151,16 @@ class Tables:
         size = sum(weight.bytes for weight in weights)
         return self._own(Weight(self._unique(name[:200]), weights[0].dtype, shape, size, sources))
 
-    def _stacked_constant(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        entries = [list(self.constants.values())[tensor.index] for tensor in tensors]
-        data = b"".join(bytes(self.constant_bytes[e.offset : e.offset + e.length]) for e in entries)
-        shape = (sum(entry.shape[0] for entry in entries), *entries[0].shape[1:])
-        return self._inside(self._unique(name[:200]), data, entries[0].dtype, shape)
+    def _stacked_constant(self, name: str, tensors: Sequence[Tensor], transposed: Sequence[bool]) -> Tensor:
+        parts: list[NDArray[Any]] = []
+        entries = list(self.constants.values())
+        for tensor, flag in zip(tensors, transposed, strict=True):
+            entry = entries[tensor.index]
+            data = bytes(self.constant_bytes[entry.offset : entry.offset + entry.length])
+            part = np.frombuffer(data, f"V{ITEM_BYTES[entry.dtype]}").reshape(entry.shape)
+            parts.append(part.T if flag else part)
+        whole = np.concatenate(parts)
+        return self._inside(self._unique(name[:200]), whole.tobytes(), tensors[0].dtype, whole.shape)
 
     def keep(self, steps: Sequence[Step]) -> tuple[Step, ...]:
         """Forget weights and constants that none of these steps names; the steps, with the places of those left."""

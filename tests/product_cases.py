@@ -58,16 +58,21 @@ PRODUCTS = (
     matmul("of rows of a batch", Given(F16, (2, "a", 64)), Given(F16, (64, 32)), sizes=ROWS),
     matmul("of batches", Given(F32, (3, "a", "b")), Given(F32, (3, "b", 9)), sizes=ROWS),
     matmul("of one left matrix", Given(F32, ("b", 8)), Given(F32, ("a", 8, 9)), sizes=ROWS),
-    matmul("with a bias", Given(F16, ("a", 40)), Given(F16, (40, 24)), Given(F16, (24,)), sizes=ROWS, alpha=0.5, beta=2.0),
+    matmul("with a bias", Given(F16, ("a", 40)), Given(F16, (40, 24)), Given(F16, (24,)), sizes=ROWS, alpha=0.5,
+           beta=2.0),
     matmul("turned", Given(F32, (40, "a")), Given(F32, (24, 40)), sizes=ROWS, transpose_a=True, transpose_b=True),
     matmul("of long rows", Given(F16, (20, 1000)), Given(F16, (1000, 130))),
-    mapped("with an activation", GELU, Given(F16, ("a", 64)), Given(F16, (64, 96)), Given(F16, (96,)), sizes=ROWS, device=True),
-    mapped("with rows beside", "add(add(x0, x2), x3)", Given(F16, ("a", 64)), Given(F16, (96, 64)), Given(F16, ("a", 96)),
+    mapped("with an activation", GELU, Given(F16, ("a", 64)), Given(F16, (64, 96)), Given(F16, (96,)), sizes=ROWS,
+           device=True),
+    mapped("with rows beside", "add(add(x0, x2), x3)", Given(F16, ("a", 64)), Given(F16, (96, 64)),
+           Given(F16, ("a", 96)),
            Given(F16, (96,)), sizes=ROWS, transpose_b=True),
-    mapped("with a mask of a batch", "add(mul(x0, float32:0.25), x2)", Given(F32, (2, 3, "a", 16)), Given(F32, (2, 3, 16, "b")),
+    mapped("with a mask of a batch", "add(mul(x0, float32:0.25), x2)", Given(F32, (2, 3, "a", 16)),
+           Given(F32, (2, 3, 16, "b")),
            Given(F32, (1, 1, "a", "b")), sizes=ROWS),
     mapped("to truths", "gt(x0, x2)", Given(F32, ("a", 16)), Given(F32, (16, 24)), Given(F32, ()), sizes=ROWS),
-    norm("of a sum", "add(x2, x3)", Given(F16, (48,)), Given(F16, (48,)), Given(F16, ("a", 48)), Given(F16, ("a", 48)), results=2),
+    norm("of a sum", "add(x2, x3)", Given(F16, (48,)), Given(F16, (48,)), Given(F16, ("a", 48)), Given(F16, ("a", 48)),
+         results=2),
     norm("without a mean", "x2", Given(F32, (33,)), Given(F32, (33,)), Given(F32, ("a", 2, 33)), center=False),
     norm("of a row", "add(x2, x3)", Given(F32, (768,)), Given(F32, (768,)), Given(F32, ("a", 768)), Given(F32, (768,))),
     Case("layer_norm of two axes", "layer_norm", (Given(F32, ("a", 4, 8)), Given(F32, (4, 8)), Given(F32, (4, 8))),
@@ -85,7 +90,8 @@ PRODUCTS = (
     heads("with a mask", *[Given(F32, (1, 2, "b", 16))] * 3, Given(BOOL, ("b", "b"))),
 )  # fmt: skip
 PARTS = Case(
-    "matmul_parts", "matmul_parts", (Given(F16, ("a", 300)), Given(F16, (300, 40))), {"transpose_b": False, "parts": 3}, sizes=ROWS
+    "matmul_parts", "matmul_parts", (Given(F16, ("a", 300)), Given(F16, (300, 40))),
+    {"transpose_b": False, "parts": 3}, sizes=ROWS,
 )  # fmt: skip
 """Of whose result only the sum has a meaning."""
 SUMMED = Case(

@@ -106,15 +106,18 @@ def _system(name: str, measured: Measured, settings: Settings) -> dict[str, Any]
 
 
 def startup(process: PeerProcess, first: Answer) -> dict[str, float]:
-    """Milliseconds by part, and their sum: from the start of the process to its first token. `other` is the process's
-    own start: interpreter, our modules, the answer that it is ready."""
-    parts = {part: milliseconds(seconds) for part, seconds in process.startup.items()}
-    other = process.process_seconds - sum(process.startup.values())
-    return parts | {
-        "other": milliseconds(other),
+    """Milliseconds by part, and their sum: from the start of the process to its first token."""
+    return loading(process) | {
         "first_request": milliseconds(first.first),
         "to_first_token": milliseconds(process.process_seconds + first.first),
     }
+
+
+def loading(process: PeerProcess) -> dict[str, float]:
+    """Milliseconds by part until it is ready. `other` is the process's own start: interpreter, our modules, the answer
+    that it is ready."""
+    parts = {part: milliseconds(seconds) for part, seconds in process.startup.items()}
+    return parts | {"other": milliseconds(process.process_seconds - sum(process.startup.values()))}
 
 
 def _rows(systems: Mapping[str, Measured], settings: Settings) -> list[dict[str, Any]]:

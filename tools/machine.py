@@ -71,6 +71,12 @@ def memory() -> Memory:
     return Memory(total, _kilobytes(text, "MemAvailable"), limit)
 
 
+def peak_memory() -> int | None:
+    """The most bytes of the host's memory that this process has held, libraries included; None where the system does
+    not say."""
+    return _kilobytes(_read(Path("/proc/self/status")), "VmHWM")
+
+
 def cuda() -> Cuda:
     """Ask NVIDIA's driver through cuda-bindings. Makes no context on any device."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs, strides
+from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs, strides, usual
 from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
@@ -31,8 +31,8 @@ def choose_attention_rows(step: Step, target: str, limits: Limits) -> Choice:
     places.append(_in_rows(step.operands["y0"], size, 0))
     batch, rows = query.shape[:2]
     shape = (batch, heads, rows, key.shape[1])
-    guarded = bool(attributes["guarded"])
-    return _choice(step, target, limits, places, shape, groups, (size, size), causal=False, guarded=guarded)
+    causal, guarded = bool(attributes["causal"]), bool(attributes["guarded"])
+    return _choice(step, target, limits, places, shape, groups, (size, size), causal=causal, guarded=guarded)
 
 
 @chooses("scaled_attention")
@@ -80,7 +80,7 @@ def _choice(
     size, width = sizes
     if query.dtype not in DTYPES or max(sizes) > 256 or (query.dtype == "float32" and max(sizes) > 128):
         raise NoTemplate(f"no kernel computes attention of {query.dtype} with heads of {max(sizes)}")
-    tile = _tile(target, limits(batch)[1] * heads, limits(rows)[1], max(sizes), query.dtype)
+    tile = _tile(target, max(1, limits(batch)[0]) * heads, usual(limits, rows), max(sizes), query.dtype)
     if limits(grid_blocks(rows, int(tile["block_m"])))[1] > 65535:
         raise NoTemplate("expected fewer queries")
     unit = _unit(places)

@@ -22,6 +22,8 @@ Chooser = Callable[[Step, str, Limits], Choice]
 CHOOSERS: dict[str, Chooser] = {}
 MODULES = ("moving_choice", "placing_choice", "row_choice", "matmul_choice", "norm_choice", "attention_choice")
 """Where the choosers are, beside this file."""
+USUAL_ROWS = 128
+"""Of a call whose rows the plan leaves open, where it allows for so many: what tiles are chosen for."""
 MOST_ELEMENTS = (1 << 31) - (1 << 16)
 """Kernels count the elements of an operand in 32 bits, and the last block reaches past them."""
 
@@ -66,6 +68,12 @@ def given(step: Step) -> list[Tensor]:
     found = inputs(step)
     assert all(tensor is not None for tensor in found), "all operands are there"
     return [tensor for tensor in found if tensor is not None]
+
+
+def usual(limits: Limits, rows: Expression) -> int:
+    """How many rows a call is expected to have."""
+    low, high = limits(rows)
+    return max(low, min(high, USUAL_ROWS))
 
 
 def grid_blocks(count: Expression, block: int) -> Expression:

@@ -80,10 +80,10 @@ class _Node:
 
     def __init__(self, node: ir.Node, version: int, known: Known, shape_of: ShapeOf, limits: Limits) -> None:
         self.node, self.version, self._known, self._shape_of = node, version, known, shape_of
-        self._limits = limits
+        self.limits = limits
 
     def least(self, size: Expression) -> int:
-        return self._limits(size)[0]
+        return self.limits(size)[0]
 
     def value(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -227,13 +227,22 @@ def _quotient(left: Expression, right: Expression, least: Callable[[Expression],
     return dims.floor_div(left, right)
 
 
-def _equal(left: Expression, right: Expression) -> Expression:
-    """1 or 0; two sizes that differ in how they are written may be equal or not."""
-    if isinstance(left, int) and isinstance(right, int):
-        return int(left == right)
-    if dims.canonical(left) == dims.canonical(right):
-        return 1
-    raise _Unknown
+def _compared(holds: Callable[[int], bool]) -> Callable[[_Node], Contents]:
+    """1 or 0, where the bounds of the difference of two sizes decide."""
+
+    def rule(node: _Node) -> Contents:
+        return _binary(lambda left, right: _decided(node.limits(dims.sub(left, right)), holds))(node)
+
+    return rule
+
+
+def _decided(bounds: tuple[int, int], holds: Callable[[int], bool]) -> int:
+    """What is so of every difference within the bounds: for a comparison with 0, at the ends and where it is nearest."""
+    low, high = bounds
+    found = {holds(place) for place in {low, high, max(low, min(high, 0))}}
+    if len(found) != 1:
+        raise _Unknown
+    return int(found.pop())
 
 
 def _of_numbers(operation: Callable[[int, int], int]) -> Callable[[_Node], Contents]:
@@ -325,11 +334,11 @@ _RULES: Mapping[str, Callable[[_Node], Contents]] = {
     "Neg": _negative,
     "Min": _extreme(min),
     "Max": _extreme(max),
-    "Equal": _binary(_equal),
-    "Greater": _of_numbers(operator.gt),
-    "GreaterOrEqual": _of_numbers(operator.ge),
-    "Less": _of_numbers(operator.lt),
-    "LessOrEqual": _of_numbers(operator.le),
+    "Equal": _compared(lambda difference: difference == 0),
+    "Greater": _compared(lambda difference: difference > 0),
+    "GreaterOrEqual": _compared(lambda difference: difference >= 0),
+    "Less": _compared(lambda difference: difference < 0),
+    "LessOrEqual": _compared(lambda difference: difference <= 0),
     "And": _of_numbers(operator.and_),
     "Or": _of_numbers(operator.or_),
     "Not": _not,

@@ -24,6 +24,13 @@ MOST_FUNCTIONS = 48
 
 def fuse(steps: Sequence[Step], kept: Iterable[str]) -> tuple[Step, ...]:
     """The steps with chains of elementwise ones fused. `kept` are buffers that somebody besides the steps reads."""
+    found, before, wanted = tuple(steps), -1, tuple(kept)
+    while len(found) != before:  # what two steps read that have become one is read by one
+        before, found = len(found), _fused(found, wanted)
+    return found
+
+
+def _fused(steps: Sequence[Step], kept: Iterable[str]) -> tuple[Step, ...]:
     readers = Counter(_buffer(tensor) for step in steps for role, tensor in step.operands.items() if role[0] == "x")
     wanted = {*kept, *(tensor.base for step in steps for tensor in step.operands.values() if tensor.base)}
     waiting: dict[str, Step] = {}

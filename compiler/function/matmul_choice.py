@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs
+from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs, usual
 from hjgc.compiler.function.patterns import Groups, beside_axes
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
@@ -93,6 +93,7 @@ def _choice(
         raise NoTemplate(f"expected a batch of up to {MOST_BATCH} matrices")
     if parts and (found.batch != 1 or not isinstance(found.depth, int)):
         raise NoTemplate("no kernel cuts the sums of a batch into parts")
+    sides = [usual(limits, found.rows), limits(found.outputs)[1], limits(found.depth)[1]]
     axes: dict[str, AxisValue] = {
         "dtype": a.dtype,
         "result": step.operands["y0"].dtype,
@@ -105,8 +106,7 @@ def _choice(
         "parts": parts,
         "expression": expression,
         **beside_axes(beside, found.groups),
-        **matmul_tile(target, *(limits(x)[1] for x in (found.batch, found.rows, found.outputs, found.depth)),
-                      dtype=a.dtype, parts=parts),
+        **matmul_tile(target, max(1, limits(found.batch)[0]), *sides, dtype=a.dtype, parts=parts),
         "ahead": has_pdl(target) and _may_come_ahead(b, found),
         "pdl": has_pdl(target),
     }  # fmt: skip

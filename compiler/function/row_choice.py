@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, strides
 from hjgc.compiler.function.tiling import Axis, Tile, Words, axes_of, check_letters, count, merged, power_over
@@ -31,21 +32,26 @@ def _reduce(step: Step, target: str, limits: Limits) -> Choice:
     along = reduced_axes([int(axis) for axis in named], len(axes))
     rows = merged(axis for i, axis in enumerate(axes) if i not in along)
     tile = _rows(rows, merged(axes[i] for i in along), limits, USUAL)
-    return _along(step, "tensor_reduce", tile, {"kind": kind}, target, limits)
+    return _along(step, "tensor_reduce", tile, {"kind": kind, "once": _at_once(tile, limits)}, target, limits)
 
 
 @chooses("softmax")
 def _softmax(step: Step, target: str, limits: Limits) -> Choice:
     x = given(step)[0]
     tile = _one_axis(x.shape, [strides(x.shape)], _number(step, "axis"), limits)
-    return _along(step, "tensor_softmax", tile, {"log": bool(step.attributes["log"])}, target, limits)
+    written: dict[str, AxisValue] = {"log": bool(step.attributes["log"]), "once": _at_once(tile, limits)}
+    return _along(step, "tensor_softmax", tile, written, target, limits)
 
 
 @chooses("arg_reduce")
 def _arg_reduce(step: Step, target: str, limits: Limits) -> Choice:
     x = given(step)[0]
     tile = _one_axis(x.shape, [strides(x.shape)], _number(step, "axis"), limits)
-    written: dict[str, AxisValue] = {"kind": str(step.attributes["kind"]), "last": bool(step.attributes["last"])}
+    written: dict[str, AxisValue] = {
+        "kind": str(step.attributes["kind"]),
+        "last": bool(step.attributes["last"]),
+        "once": _at_once(tile, limits),
+    }
     return _along(step, "tensor_arg_reduce", tile, written, target, limits)
 
 
@@ -55,20 +61,27 @@ def _cumulate(step: Step, target: str, limits: Limits) -> Choice:
         raise NoTemplate("no kernel cumulates along an axis that is computed at run time")
     x = given(step)[0]
     tile = _one_axis(x.shape, [strides(x.shape)], _number(step, "axis"), limits)
-    flags: dict[str, AxisValue] = {name: bool(step.attributes[name]) for name in ("exclusive", "reverse")}
-    return _along(step, "tensor_cumulate", tile, {"kind": str(step.attributes["kind"]), **flags}, target, limits)
+    written: dict[str, AxisValue] = {
+        "kind": str(step.attributes["kind"]),
+        "exclusive": bool(step.attributes["exclusive"]),
+        "reverse": bool(step.attributes["reverse"]),
+        "once": _at_once(tile, limits),
+    }
+    return _along(step, "tensor_cumulate", tile, written, target, limits)
 
 
 @chooses("top_k")
 def _top_k(step: Step, target: str, limits: Limits) -> Choice:
+    """A program holds its rows whole."""
     x, y = given(step)[0], step.operands["y0"]
     axis = _number(step, "axis") % len(x.shape)
-    most, wanted = y.shape[axis], limits(x.shape[axis])[1]
-    if not isinstance(most, int) or not 1 <= most <= MOST_FOUND or wanted > HELD:
-        raise NoTemplate(f"expected 1 to {MOST_FOUND} of up to {HELD} numbers to be found, found {most} of {wanted}")
-    tile = _one_axis(x.shape, [strides(x.shape), strides(y.shape)], axis, limits)
-    largest = bool(step.attributes["largest"])
-    return _along(step, "tensor_top_k", tile, {"count": most, "largest": largest}, target, limits, 2)
+    wanted, most = y.shape[axis], limits(x.shape[axis])[1]
+    if not isinstance(wanted, int) or not 1 <= wanted <= MOST_FOUND or most > HELD:
+        raise NoTemplate(f"expected 1 to {MOST_FOUND} of up to {HELD} numbers to be found, found others")
+    tile, longest = _one_axis(x.shape, [strides(x.shape), strides(y.shape)], axis, limits), power_over(most)
+    tile = replace(tile, block_m=min(tile.block_m, HELD // longest), block_n=longest)
+    written: dict[str, AxisValue] = {"count": wanted, "largest": bool(step.attributes["largest"])}
+    return _along(step, "tensor_top_k", tile, written, target, limits, 2)
 
 
 def _number(step: Step, name: str) -> int:
@@ -95,6 +108,10 @@ def _rows(rows: tuple[Axis, ...], columns: tuple[Axis, ...], limits: Limits, hel
     return Tile((), rows, columns, max(1, min(most_rows, USUAL // 2 // block_n)), block_n)
 
 
+def _at_once(tile: Tile, limits: Limits) -> bool:
+    return limits(count(tile.columns))[1] <= tile.block_n
+
+
 def _along(
     step: Step,
     template: str,
@@ -106,8 +123,6 @@ def _along(
 ) -> Choice:
     """A template that works along the columns of its tile, with what all of these are told."""
     words, elements = Words(limits), tile.block_m * tile.block_n
-    if template != "tensor_top_k":
-        written["once"] = limits(count(tile.columns))[1] <= tile.block_n
     written |= {
         "tile": words.tile(tile),
         "places": " ".join(words.place(0, tile, i) for i in range(places)),

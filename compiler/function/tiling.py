@@ -54,10 +54,6 @@ class Tile:
         return self.batch, self.rows, self.columns
 
     @property
-    def axes(self) -> tuple[Axis, ...]:
-        return self.batch + self.rows + self.columns
-
-    @property
     def programs(self) -> Expression:
         down, across = dims.ceil_div(count(self.rows), self.block_m), dims.ceil_div(count(self.columns), self.block_n)
         return grid_blocks(dims.product((count(self.batch), down, across)), 1)

@@ -22,7 +22,6 @@ MOVED = OneOf(("int8", "int16", "int32", "int64"))
 """The type, by width, as which elements are moved that are not computed with."""
 INDICES = OneOf(("int32", "int64"))
 BLOCKS = OneOf(tuple(1 << i for i in range(11)))
-ROW_BLOCKS = OneOf(tuple(1 << i for i in range(15)))
 SIZES = tuple(Parameter(f"s{i}", "size", "int32", when="sizes", place=i) for i in range(MOST_SIZES))
 
 
@@ -111,9 +110,9 @@ def block_offset(
     PLACES: Any, INDEX: Any, at: Any, BLOCK_M: Any, BLOCK_N: Any, sizes: Any, _semantic: Any = None
 ) -> Any:
     """`offset`, for each element of the block [BLOCK_M, BLOCK_N]."""
-    reader, shape = _Reader(sizes, _semantic), [getattr(side, "value", side) for side in (BLOCK_M, BLOCK_N)]
+    reader, shape = _Reader(sizes, _semantic), (BLOCK_M, BLOCK_N)
     found = reader.offset(_lists(_text(PLACES))[int(getattr(INDEX, "value", INDEX))], at)
-    return reader.operate("__add__", found, tl.full(shape, 0, tl.int32, **reader.kernel))
+    return reader.operate("__add__", found, reader.zeros(shape))
 
 
 @builtin
@@ -127,10 +126,13 @@ def mask(TILE: Any, PLACES: Any, INDEX: Any, inside: Any, _semantic: Any = None)
 def fetch(x: Any, TILE: Any, PLACES: Any, at: Any, inside: Any, sizes: Any, _semantic: Any = None) -> Any:
     """The elements of each operand that has a place; of one that is absent, the offset itself."""
     reader, found = _Reader(sizes, _semantic), []
+    whole = reader.operate("__and__", inside[1], inside[2])
     for i, place in enumerate(_lists(_text(PLACES))):
         where = reader.offset(place, at)
         if i < len(x) and getattr(x[i], "value", x[i]) is not None:
             seen = reader.mask(_lists(_text(TILE)), place, inside)
+            if place[-1] != "0":  # repeated rows are read again: to hand them around costs more
+                where, seen = reader.operate("__add__", where, reader.zeros(whole.shape)), whole
             where = tl.load(reader.operate("__add__", x[i], where), mask=seen, **reader.kernel)
         found.append(where)
     return tuple(found)
@@ -145,6 +147,9 @@ class _Reader:
 
     def operate(self, name: str, first: Any, *rest: Any) -> Any:
         return getattr(first, name)(*rest, **self.kernel)
+
+    def zeros(self, shape: Any) -> Any:
+        return tl.full([getattr(side, "value", side) for side in shape], 0, tl.int32, **self.kernel)
 
     def number(self, entry: str) -> Any:
         name, _, factor = entry.partition(":")

@@ -162,7 +162,8 @@ def tensor_matmul(
 
 def constants(axes: Axes) -> dict[str, AxisValue]:
     parts, depth, block = int(axes["parts"]), int(axes["depth"]), int(axes["block_k"])
-    span = -(-(-(-depth // block)) // max(1, parts)) * block
+    steps = -(-depth // block)
+    span = -(-steps // max(1, parts)) * block
     return {
         "N": axes["outputs"],
         "K": depth,
@@ -230,4 +231,4 @@ TEMPLATE = Template(
     refuse=refuse,
 )
 """The weight is [depth, outputs]; 0 where the plan leaves a size open. With `parts` the result is float32, and there is
-no expression. `ahead`: the weight never changes, and is called into the L2 cache before the wait for the predecessor."""
+no expression. `ahead`: the weight never changes, and is called into the L2 cache before the predecessor has ended."""

@@ -46,9 +46,11 @@ def reference(
     size: int,
     columns: tuple[int, ...],
     scale: float,
+    causal: bool,
     guarded: bool,
 ) -> None:
-    """Computed in float32 at least. A query that sees no key gives 0 if `guarded`, else what is no number."""
+    """Computed in float32 at least. With `causal`, query i sees the keys up to i. A query that sees no key gives 0 if
+    `guarded`, else what is no number."""
     import torch
 
     *rows, mask = operands(inputs, 4)
@@ -60,6 +62,8 @@ def reference(
     scores = torch.matmul(query, key.repeat_interleave(heads // groups, 1).transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
     weights = torch.softmax(scores, -1)
     if guarded:
         weights = torch.where((scores == -torch.inf).all(-1, keepdim=True), 0, weights)
@@ -81,6 +85,7 @@ OP = tensor_op(
         "size": int,
         "columns": tuple,
         "scale": float,
+        "causal": bool,
         "guarded": bool,
     },
     infer,

@@ -61,9 +61,9 @@ def test_it_builds(
     [
         ("elementwise of open sizes", "1 1 s0:24"),  # all operands alike: one axis
         ("elementwise with a bias", "1 s0 48"),
-        ("elementwise of masks", "1 s0,s1:2 s1"),
-        ("transpose of heads", "1 s0,3,s1 8"),
-        ("transpose of keys", "s0:3 8 s1"),  # a tile that is turned
+        ("elementwise of masks", "1 s2,s1:2 s1"),
+        ("transpose of heads", "1 s1,3,s0 8"),
+        ("transpose of keys", "s1:3 8 s0"),  # a tile that is turned
         ("slice of columns", "1 s0 8"),
         ("gather of rows", "1 s0 24"),
         ("concat of caches", "1 2 s2:8"),

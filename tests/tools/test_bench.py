@@ -190,9 +190,15 @@ def test_a_process_answers_line_by_line_until_something_fails(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"kind": "ort", "model": "{folder}/config.json", "threads": 1}, "expected a model that loads, ONNX Runtime says"),
+        (
+            {"kind": "ort", "model": "{folder}/config.json", "threads": 1},
+            "expected a model that loads, ONNX Runtime says",
+        ),
         ({"kind": "plan", "plan": "{folder}/config.json", "weights": None, "device": None, "mode": "plain"}, "a plan"),
-        ({"kind": "abacus"}, "expected a peer of kind plan, eager, static or ort, found 'abacus'"),
+        (
+            {"kind": "abacus"},
+            "expected a peer of kind plan, eager, static, ort, function or ort_function, found 'abacus'",
+        ),
     ],
 )
 def test_a_peer_that_cannot_start_says_why(model: Path, spec: dict[str, Any], words: str):

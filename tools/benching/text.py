@@ -18,21 +18,28 @@ PARTS = {
     "warm-up": "warm-up",
     "first_request": "first token",
     "to_first_token": "all, to first token",
+    "first_call": "first call",
+    "to_first_outputs": "all, to first outputs",
 }
 
 
 def text(shown: dict[str, Any]) -> Iterator[str]:
     """A measurement on the CPU."""
-    plan, cpu, settings = shown["plan"], shown["machine"], shown["settings"]
-    yield plan_line(plan)
-    yield f"{cpu['processor']}, {cpu['usable_cores']} of {cpu['cores']} cores usable, {settings['threads']} threads"
-    yield f"{cpu['system']}, Python {cpu['python']}, {versions(shown)}, {shown['date']}"
+    yield plan_line(shown["plan"])
+    yield from where(shown)
     yield ""
     yield "milliseconds; TTFT: from the prompt's ids to the first token's id, token: each further one"
     yield _latencies(shown)
     yield ""
     yield startup_table((system["name"], system["startup_ms"]) for system in shown["systems"])
     yield from remarks(shown)
+
+
+def where(shown: Mapping[str, Any]) -> Iterator[str]:
+    """The machine, and what ran on it when."""
+    cpu, threads = shown["machine"], shown["settings"]["threads"]
+    yield f"{cpu['processor']}, {cpu['usable_cores']} of {cpu['cores']} cores usable, {threads} threads"
+    yield f"{cpu['system']}, Python {cpu['python']}, {versions(shown)}, {shown['date']}"
 
 
 def plan_line(plan: Mapping[str, Any]) -> str:
@@ -54,9 +61,9 @@ def _latencies(shown: dict[str, Any]) -> str:
         (
             row["length"],
             row["system"],
-            *_points(row["ttft_ms"]),
+            *points(row["ttft_ms"]),
             number(row["cold_ttft_ms"]),
-            *_points(row["token_ms"]),
+            *points(row["token_ms"]),
             replayed(row),
             same_tokens(row),
         )
@@ -65,7 +72,7 @@ def _latencies(shown: dict[str, Any]) -> str:
     return console.table(columns, rows, right=[name for name in columns if name not in ("system", "tokens")])
 
 
-def _points(summary: dict[str, float] | None) -> Iterator[str]:
+def points(summary: dict[str, float] | None) -> Iterator[str]:
     for name in POINTS:
         yield "" if summary is None else number(summary[name])
 

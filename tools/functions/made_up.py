@@ -35,7 +35,7 @@ def spread_sizes(phase: Phase, given: Mapping[str, int]) -> list[dict[str, int]]
     Raises InputError as `call_sizes` does."""
     check_sizes(phase, given)
     lowest = {size.name: min(size.high, max(size.low, 1)) for size in phase.sizes} | dict(given)
-    highest = _highest([size for size in phase.sizes if size.name not in given]) | dict(given)
+    highest = lowest | _highest([size for size in phase.sizes if size.name not in given])
     middle = {name: (low + highest[name]) // 2 for name, low in lowest.items()}
     calls = [lowest, middle, highest]
     return [call for i, call in enumerate(calls) if call not in calls[:i]]

@@ -16,8 +16,7 @@ RIGHT = ("difference", "tolerance", "differ")
 def text(shown: Mapping[str, Any]) -> Iterator[str]:
     """What was compared, a line for each output of each call, the first difference, and remarks."""
     yield f"against {shown['against']} on ONNX Runtime, the plan on {shown['device']}"
-    seed = "" if shown["inputs"].endswith(".npz") else f" (seed {shown['seed']})"
-    yield f"inputs {shown['inputs']}{seed}"
+    yield inputs_line(shown)
     yield _tolerances(shown)
     yield console.table(COLUMNS, [_row(run, one) for run in shown["calls"] for one in run["outputs"]], right=RIGHT)
     for run in shown["calls"]:
@@ -26,13 +25,20 @@ def text(shown: Mapping[str, Any]) -> Iterator[str]:
         yield f"note: {note}"
 
 
+def inputs_line(shown: Mapping[str, Any]) -> str:
+    """Whose inputs they are."""
+    return f"inputs of {shown['feed']}" if shown["feed"] else f"inputs {shown['made_up']} (seed {shown['seed']})"
+
+
 def _tolerances(shown: Mapping[str, Any]) -> str:
     what = "difference: the largest, as a part of the output's largest magnitude"
     if shown["tolerance"] is not None:
-        return f"{what}; tolerance {shown['tolerance']:g}, none for whole numbers, truth values and text"
-    types = {one["dtype"] for run in shown["calls"] for one in run["outputs"] if one["tolerance"]}
-    because = f" (sums in another order, computed in {shown['computed_in']})" if types else ""
-    return f"{what}; tolerance by type{because}, none for whole numbers, truth values and text"
+        limit = f"tolerance {shown['tolerance']:g}"
+    elif shown["computed_in"]:
+        limit = f"tolerance by type, as sums in another order round otherwise (computed in {shown['computed_in']})"
+    else:
+        limit = "tolerance by type"
+    return f"{what}; {limit}; whole numbers, truth values and text must be equal"
 
 
 def _row(run: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]:

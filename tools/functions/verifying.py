@@ -48,7 +48,7 @@ def verify_function(opened: Opened, asked: Asked, tell: Tell) -> dict[str, Any]:
     InputError, PlanError, RunError for what cannot be compared; closes the plan file."""
     plan = opened.file.plan
     calls = list(_calls(plan, asked))
-    notes = list(_notes(opened.file, asked.against))
+    notes = list(_notes(opened.file, asked.against))  # before the plan file is closed
     tell("load the ONNX model")
     judge = OrtFunction(asked.against)
     _check_outputs(plan, judge, asked.against)
@@ -59,14 +59,15 @@ def verify_function(opened: Opened, asked: Asked, tell: Tell) -> dict[str, Any]:
     return {
         "against": str(asked.against),
         "device": device,
-        "inputs": WORDS if asked.feed is None else str(asked.feed),
+        "feed": None if asked.feed is None else str(asked.feed),
+        "made_up": WORDS if asked.feed is None else None,
         "seed": asked.seed,
         "tolerance": asked.tolerance,
         "tolerances": TOLERANCES,
         "computed_in": coarsest(plan.phase(PHASE)),
         "calls": [_run(call, compared) for call, compared in runs],
         "equal": all(different(compared) is None for _, compared in runs),
-        "notes": notes,
+        "notes": [*notes, *_close_calls(runs)],
     }
 
 
@@ -117,7 +118,14 @@ def _notes(file: PlanFile, against: Path) -> Iterator[str]:
     segments = file.plan.phase(PHASE).schedules[0].segments
     codes = {str(reason.code) for segment in segments for reason in getattr(segment, "reasons", ())}
     if "RANDOM" in codes:
-        yield "the model draws random numbers: what comes of them is another each time"
+        yield "the model draws random numbers: what comes of them may be another each time"
+
+
+def _close_calls(runs: Sequence[tuple[Call, Sequence[Compared]]]) -> Iterator[str]:
+    """What may be behind it where nothing differs but what must be equal."""
+    wrong = [one for _, compared in runs for one in compared if not one.equal]
+    if wrong and all(one.differ and not one.tolerance for one in wrong):
+        yield "whole numbers chosen among rounded ones (ArgMax, TopK) differ where two of these are nearly the same"
 
 
 def _run(call: Call, compared: Sequence[Compared]) -> dict[str, Any]:

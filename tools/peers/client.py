@@ -16,7 +16,7 @@ from typing import Any
 
 import hjgc
 from hjgc.plan_format.errors import HjgcError
-from hjgc.tools.peers.peer import Answer, Series
+from hjgc.tools.peers.peer import Answer, Calls, Series
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GOODBYE_SECONDS = 10
@@ -60,6 +60,15 @@ class PeerProcess:
         reply = self._ask({"verb": "series", "ids": list(ids), **counts})
         answers = tuple(tuple(tokens) for tokens in reply["answers"])
         return Series(tuple(reply["firsts"]), tuple(reply["furthers"]), answers, reply["replayed"], reply["ran"])
+
+    def calls(self, count: int, warm_up: int = 0) -> Calls:
+        """As many calls of a function, one after the other, without a word."""
+        reply = self._ask({"verb": "calls", "count": count, "warm_up": warm_up})
+        return Calls(tuple(reply["seconds"]), reply["replayed"], reply["ran"])
+
+    def outputs(self, path: Path) -> None:
+        """Have what a function gives written into a file, as arrays by name."""
+        self._ask({"verb": "outputs", "path": str(path)})
 
     def watch(self, watching: Mapping[str, Any]) -> dict[str, Any]:
         """What requests notice while graphs are built: see `capturing.py`. For plans only."""

@@ -37,6 +37,15 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """Seconds of each call of a function, from its inputs on the host to its outputs on the host."""
+
+    seconds: tuple[float, ...]
+    replayed: int = 0
+    ran: int = 0
+
+
+@dataclass(frozen=True)
 class Counts:
     """`replayed` of `ran` segment runs were graph replays, so far."""
 
@@ -83,6 +92,44 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class CallPeer(Protocol):
+    """One system with one function loaded, and the inputs that it is called with."""
+
+    startup: Startup
+    versions: dict[str, str]
+
+    def call(self) -> object:
+        """The outputs, as the system itself gives them."""
+        ...
+
+    def outputs(self) -> dict[str, Any]:
+        """Those of one more call, as arrays by name."""
+        ...
+
+    def counts(self) -> Counts: ...
+
+    def settle(self, timeout: float) -> bool: ...
+
+    def details(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+def timed_calls(peer: CallPeer, count: int, warm_up: int) -> Calls:
+    """`count` calls, one after the other, after `warm_up` that do not count."""
+    for _ in range(warm_up):
+        peer.call()
+    before = peer.counts()
+    seconds = tuple(_timed(peer.call) for _ in range(count))
+    return Calls(seconds, **peer.counts().since(before))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def counted_answer(peer: Peer, ids: Sequence[int], tokens: int) -> Answer:

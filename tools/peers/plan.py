@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
@@ -37,7 +37,7 @@ class PlanPeer:
         with self.startup.part("plan"):
             opened = open_plan(plan, weights)
         self._plan = opened.file.plan
-        self._memory = self._open_device(self._plan.targets, device)
+        self._memory = open_device(self.startup, self._plan.targets, device)
         with self.startup.part("weights"):
             self._capture = mode != "plain"
             self._session = start_session(
@@ -49,21 +49,7 @@ class PlanPeer:
                 trust="templates" if rebuild or mode == "jit" else "plan",
             )
         self._process = _unchanged if mode == "hybrid" else None
-        self.versions = {"hjgc": __version__} | _torch_version()
-
-    def _open_device(self, targets: Sequence[str], device: str | None) -> Any:
-        """Import what serves, which would be counted as loading weights otherwise, and on a GPU make the context.
-        Returns what knows how much of the GPU's memory is taken from now on."""
-        if device == "cpu" or (device is None and "cpu" in targets):
-            if "cpu" in targets:
-                with self.startup.part("import"):
-                    importlib.import_module("hjgc.runtime.backends.cpu")
-            return None
-        with self.startup.part("import"):
-            importlib.import_module("hjgc.runtime.backends.cuda")
-            from hjgc.tools.peers.device_memory import DeviceMemory
-        with self.startup.part("device"):
-            return DeviceMemory()
+        self.versions = {"hjgc": __version__} | torch_version()
 
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
         with self._session.request(process=self._process) as request:
@@ -71,9 +57,7 @@ class PlanPeer:
             return timed_answer(lambda: first(ids, {}), _further(request.decode, tokens), tokens)
 
     def counts(self) -> Counts:
-        totals = self._session.report()["totals"]
-        outside = totals["outside_buckets"]  # static segments that ran plainly because no bucket holds their length
-        return Counts(totals["hits"], totals["hits"] + totals["plain_runs"] + outside + totals["dynamic_runs"])
+        return replays(self._session.report()["totals"])
 
     def settle(self, timeout: float) -> bool:
         return not self._capture or self._session.wait_captured(timeout)
@@ -135,7 +119,28 @@ def _unchanged(history: Any, logits: Any) -> None:
     del history, logits
 
 
-def _torch_version() -> dict[str, str]:
+def open_device(startup: Startup, targets: Sequence[str], device: str | None) -> Any:
+    """Import what serves, which would be counted as loading weights otherwise, and on a GPU make the context.
+    Returns what knows how much of the GPU's memory is taken from now on."""
+    if device == "cpu" or (device is None and "cpu" in targets):
+        if "cpu" in targets:
+            with startup.part("import"):
+                importlib.import_module("hjgc.runtime.backends.cpu")
+        return None
+    with startup.part("import"):
+        importlib.import_module("hjgc.runtime.backends.cuda")
+        from hjgc.tools.peers.device_memory import DeviceMemory
+    with startup.part("device"):
+        return DeviceMemory()
+
+
+def replays(totals: Mapping[str, int]) -> Counts:
+    """Of the sums of a report."""
+    outside = totals["outside_buckets"]  # static segments that ran plainly because no bucket holds their length
+    return Counts(totals["hits"], totals["hits"] + totals["plain_runs"] + outside + totals["dynamic_runs"])
+
+
+def torch_version() -> dict[str, str]:
     """Of the torch that the CPU backend brought in, if it did."""
     torch = sys.modules.get("torch")
     return {} if torch is None else {"torch": str(torch.__version__)}

@@ -11,9 +11,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
-from hjgc.tools.peers.peer import Peer, counted_answer, series
+from hjgc.tools.peers.peer import CallPeer, Peer, counted_answer, series, timed_calls
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
     """Until the requests end or one of them fails."""
-    peer: Peer | None = None
+    peer: Peer | CallPeer | None = None
     try:
         for line in requests:
             request = json.loads(line)
@@ -55,7 +56,7 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def make_peer(spec: Mapping[str, Any]) -> Peer:
+def make_peer(spec: Mapping[str, Any]) -> Peer | CallPeer:
     """`spec` names the kind; the rest are its arguments. Each brings its own libraries, hence the late imports."""
     arguments = {name: value for name, value in spec.items() if name != "kind"}
     match spec["kind"]:
@@ -75,8 +76,17 @@ def make_peer(spec: Mapping[str, Any]) -> Peer:
             from hjgc.tools.peers.ort import OrtPeer
 
             return OrtPeer(**arguments)
+        case "function":
+            from hjgc.tools.peers.function import FunctionPeer
+
+            return FunctionPeer(**arguments)
+        case "ort_function":
+            from hjgc.tools.peers.ort_function import OrtFunctionPeer
+
+            return OrtFunctionPeer(**arguments)
         case kind:
-            raise ValueError(f"expected a peer of kind plan, eager, static or ort, found {kind!r}")
+            known = "plan, eager, static, ort, function or ort_function"
+            raise ValueError(f"expected a peer of kind {known}, found {kind!r}")
 
 
 def _answer(peer: Peer, *, ids: list[int], tokens: int) -> dict[str, Any]:
@@ -97,11 +107,22 @@ def _launches(peer: Any) -> dict[str, Any]:
     return {"launches": peer.launches()}
 
 
-def _settle(peer: Peer, *, timeout: float) -> dict[str, Any]:
+def _calls(peer: CallPeer, *, count: int, warm_up: int) -> dict[str, Any]:
+    return dataclasses.asdict(timed_calls(peer, count, warm_up))
+
+
+def _outputs(peer: CallPeer, *, path: str) -> dict[str, Any]:
+    from hjgc.tools.calling import write_arrays
+
+    write_arrays(Path(path), peer.outputs())
+    return {}
+
+
+def _settle(peer: Peer | CallPeer, *, timeout: float) -> dict[str, Any]:
     return {"settled": peer.settle(timeout)}
 
 
-def _details(peer: Peer) -> dict[str, Any]:
+def _details(peer: Peer | CallPeer) -> dict[str, Any]:
     return peer.details()
 
 
@@ -110,6 +131,8 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "series": _series,
     "watch": _watch,
     "launches": _launches,
+    "calls": _calls,
+    "outputs": _outputs,
     "settle": _settle,
     "details": _details,
 }

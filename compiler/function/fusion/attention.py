@@ -41,10 +41,26 @@ class Rows:
     steps: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Attention: queries, keys (with the layout of [B, G, T, D]) and values as they lie, what softmax is taken of, the
+    shapes of queries and values, and the steps that say so."""
+
+    query: Rows
+    key: Rows
+    key_layout: Layout
+    value: Rows
+    scores: Scores
+    shapes: tuple[tuple[Expression, ...], tuple[Expression, ...]]
+    causal: bool
+    guarded: bool
+    steps: tuple[Step, ...]
+
+
 def fuse_attention(flow: Flow, workshop: Workshop) -> Iterable[Step]:
     renamed: dict[str, Tensor] = {}
     for number, step in enumerate(flow.steps):
-        if step.op == "matmul":
+        if step.op in ("matmul", "scaled_attention"):
             _fuse(flow, workshop, number, renamed)
     return [_reading(step, renamed, workshop) for step in flow.result()]
 
@@ -59,44 +75,67 @@ def _reading(step: Step, renamed: dict[str, Tensor], workshop: Workshop) -> Step
 
 
 def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor]) -> None:
-    """The product of weights and values that is this step, with all that leads to it and the transpose behind it."""
+    """Attention whose last product is this step, or that is one step, and the transpose behind it."""
     last = flow.steps[number]
     y = last.operands["y0"]
     behind = flow.readers(y)
-    if not _is_plain(last) or len(y.shape) != 4 or len(behind) != 1 or behind[0] < 0:
+    if len(y.shape) != 4 or len(behind) != 1 or behind[0] < 0:
         return
     turned = flow.steps[behind[0]]
     if turned.op != "transpose" or turned.attributes["axes"] != HEADS_FIRST or turned.operands["x0"] != y:
         return
-    found = _attention(flow, workshop, last, turned)
-    if found is None:
-        return
+    found = _as_it_is(flow, last) if last.op == "scaled_attention" else _written_out(flow, last)
+    fused = None if found is None else _assembled(flow, workshop, found, turned)
     old = turned.operands["y0"]
-    if -1 in flow.readers(old) or not workshop.has_kernels(found):
+    if fused is None or -1 in flow.readers(old) or not workshop.has_kernels(fused):
         return
-    renamed[old.name] = found.operands["y0"]
-    flow.put(behind[0], found)
+    renamed[old.name] = fused.operands["y0"]
+    flow.put(behind[0], fused)
+
+
+def _as_it_is(flow: Flow, step: Step) -> Found | None:
+    """One step: without windows, lengths, a soft cap or its scores."""
+    attributes = step.attributes
+    plain = attributes["softcap"] == 0 and attributes["left"] == -1 and attributes["right"] == -1
+    if not plain or not step.operands.keys() <= {"x0", "x1", "x2", "x3", "y0"}:
+        return None
+    query, key, value = (_traced(flow, step.operands[role]) for role in ("x0", "x1", "x2"))
+    scale, causal = attributes["scale"], bool(attributes["causal"])
+    assert isinstance(scale, int | float), "as the op declares it"
+    scores = Scores(scale, step.operands.get("x3"))
+    shapes = tuple(tuple(step.operands[role].shape) for role in ("x0", "x2"))
+    return Found(query, key, key.layout, value, scores, shapes, causal, True, (step,))
 
 
 def _is_plain(product: Step) -> bool:
     return product.attributes["alpha"] == 1 and not product.attributes["transpose_a"] and "x2" not in product.operands
 
 
-def _attention(flow: Flow, workshop: Workshop, last: Step, turned: Step) -> Step | None:
-    """One step for all, where everything in between is read by nothing else. What it leaves without a reader goes."""
+def _written_out(flow: Flow, last: Step) -> Found | None:
+    """Products, softmax and what lies between."""
     weights, guarded = _unguarded(flow, last.operands["x0"])
     place = flow.maker(weights, "softmax")
-    if place is None or last.attributes["transpose_b"]:
+    if place is None or last.attributes["transpose_b"] or not _is_plain(last):
         return None
     softmax = flow.steps[place]
     rank = len(softmax.operands["x0"].shape)
     if softmax.attributes["log"] or softmax.attributes["axis"] not in (-1, rank - 1) or rank != 4:
         return None
-    found = _scores(flow, softmax.operands["x0"])
-    if found is None:
+    made = _scores(flow, softmax.operands["x0"])
+    product = None if made is None else flow.steps[made[1]]
+    if made is None or product is None or product.attributes["transpose_a"] or "x2" in product.operands:
         return None
-    scores, product = found
-    return _assembled(flow, workshop, (last, turned), flow.steps[product], scores, guarded=guarded)
+    query, key, value = (_traced(flow, x) for x in (*_pair(product), last.operands["x1"]))
+    layout = key.layout if product.attributes["transpose_b"] else key.layout.transposed((0, 1, 3, 2))
+    alpha = product.attributes["alpha"]
+    assert isinstance(alpha, int | float), "as the op declares it"
+    scores = replace(made[0], scale=made[0].scale * alpha)
+    shapes = (tuple(product.operands["x0"].shape), tuple(last.operands["x1"].shape))
+    return Found(query, key, layout, value, scores, shapes, False, guarded, (product, last))
+
+
+def _pair(product: Step) -> tuple[Tensor, Tensor]:
+    return product.operands["x0"], product.operands["x1"]
 
 
 def _unguarded(flow: Flow, weights: Tensor) -> tuple[Tensor, bool]:
@@ -197,41 +236,36 @@ def _factor(made: Step) -> float | None:
     return None if scores is None else scores.scale
 
 
-def _assembled(
-    flow: Flow, workshop: Workshop, ends: tuple[Step, Step], product: Step, scores: Scores, *, guarded: bool
-) -> Step | None:
-    last, turned = ends
-    if product.attributes["transpose_a"] or "x2" in product.operands or len(product.operands["x1"].shape) != 4:
+def _assembled(flow: Flow, workshop: Workshop, found: Found, turned: Step) -> Step | None:
+    """One step for all; None where the heads do not lie side by side in rows. What it leaves without a reader goes."""
+    if any(len(shape) != 4 for shape in found.shapes) or len(found.key_layout.axes) != 4:
         return None
-    query, key, value = (
-        _traced(flow, x) for x in (product.operands["x0"], product.operands["x1"], last.operands["x1"])
-    )
-    key_layout = key.layout if product.attributes["transpose_b"] else key.layout.transposed((0, 1, 3, 2))
-    batch, heads, rows, size = product.operands["x0"].shape
-    keys, width = last.operands["x1"].shape[2:]
-    groups = product.operands["x1"].shape[1]
-    if not isinstance(heads, int) or not isinstance(size, int) or width != size or groups != heads:
+    (batch, heads, rows, size), (_, groups, keys, width) = found.shapes
+    if not all(isinstance(number, int) for number in (heads, size, groups)) or width != size:
         return None
-    laid = [(query, query.layout, rows), (key, key_layout, keys), (value, value.layout, keys)]
-    operands = {f"x{i}": _in_rows(workshop, *entry, (batch, heads, size)) for i, entry in enumerate(laid)}
-    if None in operands.values() or value.scale != 1:
+    assert isinstance(heads, int) and isinstance(size, int) and isinstance(groups, int)
+    laid = [
+        _in_rows(workshop, found.query, found.query.layout, rows, (batch, heads, size)),
+        _in_rows(workshop, found.key, found.key_layout, keys, (batch, groups, size)),
+        _in_rows(workshop, found.value, found.value.layout, keys, (batch, groups, size)),
+    ]
+    operands = {f"x{i}": tensor for i, tensor in enumerate(laid) if tensor is not None}
+    if len(operands) < len(laid) or found.value.scale != 1:
         return None
-    found = {role: x for role, x in operands.items() if x is not None}
-    if scores.mask is not None:
-        found["x3"] = scores.mask
-    found["y0"] = workshop.buffer(turned.operands["y0"], (batch, rows, dims.mul(heads, size)))
-    alpha = product.attributes["alpha"]
-    assert isinstance(alpha, int | float), "as the op declares it"
+    if found.scores.mask is not None:
+        operands["x3"] = found.scores.mask
+    operands["y0"] = workshop.buffer(turned.operands["y0"], (batch, rows, heads * size))
     attributes: dict[str, Attribute] = {
         "heads": heads,
-        "groups": heads,
+        "groups": groups,
         "size": size,
         "columns": (0, 0, 0),
-        "scale": scores.scale * query.scale * key.scale * alpha,
-        "guarded": guarded,
+        "scale": float(found.scores.scale * found.query.scale * found.key.scale),
+        "causal": found.causal,
+        "guarded": found.guarded,
     }
-    nodes = joined_nodes(product, last, turned)
-    return replace(last, op="attention_rows", operands=found, attributes=attributes, nodes=nodes, values={})
+    nodes = joined_nodes(*found.steps, turned)
+    return replace(turned, op="attention_rows", operands=operands, attributes=attributes, nodes=nodes, values={})
 
 
 def _in_rows(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from hjgc.compiler.function.choice import usual
 from hjgc.compiler.function.fusion.flow import Flow, Workshop, joined_nodes
 from hjgc.compiler.function.fusion.numbers import substituted
 from hjgc.compiler.kernels.tiles_of_functions import matmul_parts
@@ -90,7 +91,8 @@ def _parts(product: Step, workshop: Workshop) -> Step | None:
     plain = product.attributes["alpha"] == 1 and not product.attributes["transpose_a"] and "x2" not in product.operands
     if not plain or dims.product(b.shape[:-2]) != 1:
         return None
-    rows, outputs, depth = (workshop.limits(x)[1] for x in (dims.product(y.shape[:-1]), y.shape[-1], a.shape[-1]))
+    rows = usual(workshop.limits, dims.product(y.shape[:-1]))
+    outputs, depth = (workshop.limits(x)[1] for x in (y.shape[-1], a.shape[-1]))
     parts = matmul_parts(workshop.targets[0], rows, outputs, depth)
     if parts == 1:
         return None

@@ -1,0 +1,76 @@
+"""How do tests get a transformer encoder as exporters write it: a BERT of random weights, small?"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertModel
+
+LAYERS, VOCABULARY, MOST_TOKENS = 2, 100, 512
+SIZES = {"tokens": (2, MOST_TOKENS)}
+FORMS: dict[str, tuple[str, bool, int]] = {
+    "sdpa, by torch's exporter": ("sdpa", True, 18),
+    "eager, by torch's exporter": ("eager", True, 18),
+    "with the operator Attention": ("sdpa", True, 23),
+    "by TorchScript's exporter": ("eager", False, 17),
+}
+"""How attention is written in Python, whether torch's own exporter writes the file, and its opset."""
+
+
+class Encoder(torch.nn.Module):
+    """BERT as a function of its token ids and its mask."""
+
+    def __init__(self, attention: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
+            intermediate_size=160, max_position_embeddings=MOST_TOKENS,
+        )  # fmt: skip
+        self.bert = BertModel(config).eval().to(dtype)
+        self.bert.config._attn_implementation = attention  # type: ignore[attr-defined] (what chooses it)
+        for parameter in self.bert.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.bert(input_ids=ids, attention_mask=mask)
+        return found.last_hidden_state, found.pooler_output
+
+
+@cache
+def _home() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="hjgc-encoders-")
+
+
+@cache
+def exported(form: str, dtype: torch.dtype, *, open_sizes: bool) -> Path:
+    """The model's file; with `open_sizes` any number of tokens."""
+    attention, dynamo, opset = FORMS[form]
+    folder = Path(_home().name) / f"{len(list(Path(_home().name).iterdir()))}"
+    folder.mkdir()
+    path, ids = folder / "model.onnx", torch.zeros(1, 16, dtype=torch.int64)
+    options: dict[str, Any] = {"opset_version": opset, "input_names": ["ids", "mask"], "dynamo": dynamo}
+    if open_sizes and dynamo:
+        tokens = torch.export.Dim("tokens", min=2, max=MOST_TOKENS)
+        options["dynamic_shapes"] = {"ids": {1: tokens}, "mask": {1: tokens}}
+    elif open_sizes:
+        options["dynamic_axes"] = {"ids": {1: "tokens"}, "mask": {1: "tokens"}}
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(Encoder(attention, dtype), (ids, torch.ones_like(ids)), str(path), **options)
+    return path
+
+
+def example(tokens: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Token ids, and a mask that leaves out the last of them."""
+    ids = np.random.default_rng(tokens).integers(0, VOCABULARY, (1, tokens))
+    mask = np.ones_like(ids)
+    mask[:, max(1, tokens * 3 // 4) :] = 0
+    return {"ids": ids, "mask": mask}
