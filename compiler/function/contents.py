@@ -237,7 +237,7 @@ def _compared(holds: Callable[[int], bool]) -> Callable[[_Node], Contents]:
 
 
 def _decided(bounds: tuple[int, int], holds: Callable[[int], bool]) -> int:
-    """What is so of every difference within the bounds: for a comparison with 0, at the ends and where it is nearest."""
+    """What is so of every difference within the bounds: for a comparison with 0, at the ends and nearest to it."""
     low, high = bounds
     found = {holds(place) for place in {low, high, max(low, min(high, 0))}}
     if len(found) != 1:
