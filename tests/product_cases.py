@@ -40,6 +40,7 @@ def rows(name: str, *inputs: Given, sizes: Any = LONG, device: bool = False, **c
         "size": 16,
         "columns": (0, 0, 0),
         "scale": 0.25,
+        "causal": False,
         "guarded": True,
     }
     return Case(f"attention_rows {name}", "attention_rows", inputs, attributes | changed, sizes=sizes, device=device)
@@ -84,6 +85,7 @@ PRODUCTS = (
     rows("with numbers added", *[Given(F16, (2, "b", 32))] * 3, Given(F16, (2, 1, 1, "b")), guarded=False),
     rows("of other keys", Given(F32, (2, 5, 32)), Given(F32, (2, "b", 32)), Given(F32, (2, "b", 32))),
     rows("of shared heads", Given(F16, (1, "b", 64)), Given(F16, (1, "b", 32)), Given(F16, (1, "b", 32)), heads=4),
+    rows("that look back", *[Given(F16, (2, "b", 32))] * 3, causal=True),
     rows("in bfloat16", *[Given(BF16, (1, "b", 32))] * 3, device=True),
     heads("of heads", *[Given(F16, (2, 3, "b", 24))] * 3),
     heads("that looks back", *[Given(F32, (1, 2, "b", 16))] * 3, causal=True),
@@ -91,9 +93,8 @@ PRODUCTS = (
 )  # fmt: skip
 PARTS = Case(
     "matmul_parts", "matmul_parts", (Given(F16, ("a", 300)), Given(F16, (300, 40))),
-    {"transpose_b": False, "parts": 3}, sizes=ROWS,
+    {"transpose_b": False, "parts": 3}, sizes=ROWS, summed=True,
 )  # fmt: skip
-"""Of whose result only the sum has a meaning."""
 SUMMED = Case(
     "norm_map of parts", "norm_map",
     (Given(F16, (40,)), Given(F16, (40,)), Given(F32, (3, "a", 40)), Given(F16, ("a", 40))),

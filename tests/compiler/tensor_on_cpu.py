@@ -16,9 +16,10 @@ if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from hjgc.compiler.kernels import template
-from tests.tensor_cases import CASES, Grid, check
+from tests import product_cases, tensor_cases
+from tests.tensor_cases import Grid, check
 
-ON_CPU = tuple(case for case in CASES if not case.device)
+ON_CPU = tuple(case for case in (*tensor_cases.CASES, *product_cases.CASES) if not case.device)
 
 
 def launch(name: str, axes: Mapping[str, Any], grid: Grid, arguments: list[Any]) -> None:

@@ -18,16 +18,19 @@ from hjgc.compiler.build import build
 from hjgc.compiler.kernels import template
 from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.plan_format.errors import CompileError
-from tests.tensor_cases import BF16, CASES, CUMULATED, F32, I64, LONG, Case, Given, choose
+from tests import product_cases, tensor_cases
+from tests.tensor_cases import BF16, CUMULATED, F32, I64, LONG, Case, Given, choose
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = Path(__file__).with_name("tensor_on_cpu.py")
+CASES = (*tensor_cases.CASES, *product_cases.CASES)
 BY_NAME = {case.name: case for case in CASES}
 BUILT = (
     "elementwise of the library", "elementwise that is a GELU", "elementwise in bfloat16", "elementwise in float64",
     "elementwise of truths", "transpose of keys", "gather of rows", "concat of caches", "pad that is reflect",
     "reduce in bfloat16", "reduce in float64", "softmax of a vocabulary", "arg_reduce of bytes",
-    "cumulate of positions", "top_k of experts", "scatter_elements in rows", "scatter_nd of truths",
+    "cumulate of positions", "top_k of experts", "scatter_elements in rows", "scatter_nd of truths", "matmul of batches", "matmul_map with an activation", "matmul_parts",
+    "norm_map of parts", "attention_rows with numbers added", "attention_rows in bfloat16",
 )  # fmt: skip
 ROWS = Given(F32, ("a", 5))
 

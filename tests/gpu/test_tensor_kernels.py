@@ -6,10 +6,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests import product_cases, tensor_cases
 from tests.gpu.prefill_device import driver, run
-from tests.tensor_cases import CASES, Case, check
+from tests.tensor_cases import Case, check
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (*tensor_cases.CASES, *product_cases.CASES), ids=lambda case: case.name)
 def test_a_kernel_means_its_op_at_every_size(case: Case) -> None:
     check(case, run, "cuda", pdl=driver().target >= "sm_90")
