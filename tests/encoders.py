@@ -35,10 +35,11 @@ class Encoder(torch.nn.Module):
             vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
             intermediate_size=160, max_position_embeddings=MOST_TOKENS,
         )  # fmt: skip
-        self.bert = BertModel(config).eval().to(dtype)
+        self.bert = BertModel(config).eval()
         self.bert.config._attn_implementation = attention  # type: ignore[attr-defined] (what chooses it)
         for parameter in self.bert.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
+        self.bert.to(dtype)  # type: ignore[call-arg] (what every module has)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.bert(input_ids=ids, attention_mask=mask)

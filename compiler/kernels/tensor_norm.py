@@ -57,7 +57,6 @@ def tensor_norm(
     P5: tl.constexpr,
     P6: tl.constexpr,
     P7: tl.constexpr,
-    DTYPE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     columns = tl.arange(0, BLOCK)
@@ -80,7 +79,7 @@ def tensor_norm(
         e7 = load_beside(x7, 0, lines, columns, rows, COLUMNS, none, P7)
         wide = formula(EXPRESSION, TYPES, (none, none, e2, e3, e4, e5, e6, e7))
         # What is normalised is what would be stored.
-        stored = tl.sum(tl.broadcast_to(wide, (1, BLOCK)), 0).to(DTYPE)
+        stored = tl.sum(tl.broadcast_to(wide, (1, BLOCK)), 0).to(y0.dtype.element_ty)
         values = tl.where(inside, stored.to(tl.float32), 0.0)
         if y1 is not None:
             tl.store(y1 + row * COLUMNS + columns, stored, mask=inside)
@@ -91,7 +90,7 @@ def tensor_norm(
             normal *= tl.load(x0 + columns, mask=inside, other=0.0).to(tl.float32)
         if x1 is not None:
             normal += tl.load(x1 + columns, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y0 + row * COLUMNS + columns, normal.to(DTYPE), mask=inside)
+        tl.store(y0 + row * COLUMNS + columns, normal.to(y0.dtype.element_ty), mask=inside)
 
 
 def constants(axes: Axes) -> dict[str, AxisValue]:
@@ -103,12 +102,8 @@ def constants(axes: Axes) -> dict[str, AxisValue]:
         "CENTER": axes["center"],
         "EXPRESSION": axes["expression"],
         **beside_constants(axes, types(axes)),
-        "DTYPE": STORED[str(axes["dtype"])],
         "PDL": axes["pdl"],
     }
-
-
-STORED = {"float16": tl.float16, "bfloat16": tl.bfloat16, "float32": tl.float32}
 
 
 def types(axes: Axes) -> tuple[str, ...]:

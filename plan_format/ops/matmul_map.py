@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.elementwise import MAX_OPERANDS, parse, type_of
 from hjgc.plan_format.ops import elementwise, matmul
 from hjgc.plan_format.ops.declaration import TensorType, Types, tensor_op
@@ -23,7 +24,7 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
         raise ValueError(f"expected two matrices and up to {MAX_OPERANDS - 2} operands, found {len(inputs)}")
     if broadcast([product.shape, *(x.shape for x in others)]) != product.shape:
         raise ValueError(f"expected operands that fit {product}, found {', '.join(map(str, others))}")
-    types = (product.dtype, product.dtype, *(x.dtype for x in others))
+    types: tuple[DType, ...] = (product.dtype, product.dtype, *(x.dtype for x in others))
     return (TensorType(type_of(parse(attributes["expression"], types), types), product.shape),)
 
 

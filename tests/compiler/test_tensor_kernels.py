@@ -29,8 +29,8 @@ BUILT = (
     "elementwise of the library", "elementwise that is a GELU", "elementwise in bfloat16", "elementwise in float64",
     "elementwise of truths", "transpose of keys", "gather of rows", "concat of caches", "pad that is reflect",
     "reduce in bfloat16", "reduce in float64", "softmax of a vocabulary", "arg_reduce of bytes",
-    "cumulate of positions", "top_k of experts", "scatter_elements in rows", "scatter_nd of truths", "matmul of batches",
-    "matmul_map with an activation", "matmul_parts",
+    "cumulate of positions", "top_k of experts", "scatter_elements in rows", "scatter_nd of truths",
+    "matmul of batches", "matmul_map with an activation", "matmul_parts",
     "norm_map of parts", "attention_rows with numbers added", "attention_rows in bfloat16",
 )  # fmt: skip
 ROWS = Given(F32, ("a", 5))

@@ -80,8 +80,8 @@ def bound(device: Device, case: Case, axes: Axes, addresses: dict[str, int]) -> 
                 values.append(device.field(parameter.name))
             case "attribute":
                 values.append(case.attributes[parameter.name])
-            case "tensor_map":
-                raise AssertionError("no kernel for one row takes a tensor map")
+            case "tensor_map" | "size":
+                raise AssertionError(f"no kernel for one row takes a {parameter.source}")
     return device.step(kernel, decode_cases.grid(case), values)
 
 

@@ -18,8 +18,8 @@ from tests.gpu.served import target
 
 LENGTHS = (2, 7, 16, 33, 128, 300)
 FORM = "sdpa, by torch's exporter"
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2}
-"""Of results up to 4, which a norm leaves."""
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3}
+"""Of results around 1."""
 
 
 @cache
@@ -64,4 +64,4 @@ def test_nothing_waits_between_its_launches() -> None:
         (phase,) = function.plan.phases
     assert len(phase.schedule().segments) == 1
     assert {edge.kind for edge in phase.edges} == {"pdl"}
-    assert len(phase.launches) < 12 + 7 * LAYERS
+    assert len(phase.launches) <= 16 + 7 * LAYERS

@@ -105,7 +105,8 @@ def _together(
 
 
 def _take_turns(order: Sequence[Measured], calls: int, tell: Tell) -> None:
-    turns = parts(calls, TURNS)
+    """All calls that count; whoever is alone makes them in one turn."""
+    turns = parts(calls, TURNS if len(order) > 1 else 1)
     for number, size in enumerate(turns):
         tell(f"turn {number + 1} of {len(turns)}")
         first = number % len(order)
@@ -161,9 +162,7 @@ def _rows(phase: Phase, found: Mapping[str, Measured]) -> list[dict[str, Any]]:
     return [_row(name, measured, beside, _differs(measured, reference, least)) for name, measured in found.items()]
 
 
-def _row(
-    name: str, measured: Measured, beside: Mapping[str, float] | None, differs: str | None
-) -> dict[str, Any]:  # fmt: skip
+def _row(name: str, measured: Measured, beside: Mapping[str, float] | None, differs: str | None) -> dict[str, Any]:
     points = summary(measured.seconds)
     assert points is not None, "at least one call counts"
     captures = measured.details.get("graph_bytes")

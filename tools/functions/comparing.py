@@ -100,9 +100,8 @@ def _compare_arrays(
     errors, magnitude = _errors(found, expected)
     wrong = errors > limit * (magnitude or 1.0)
     worst = float(errors.max(initial=0.0))
-    return Compared(
-        name, dtype, shape, limit, worst, magnitude, int(wrong.sum()), _first(wrong, found, expected)
-    )  # fmt: skip
+    first = _first(wrong, found, expected)
+    return Compared(name, dtype, shape, limit, worst, magnitude, int(wrong.sum()), first)
 
 
 def _errors(found: NDArray[Any], expected: NDArray[Any]) -> tuple[NDArray[np.float64], float]:

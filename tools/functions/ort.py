@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,7 @@ class OrtFunction:
     def bound(self, inputs: Mapping[str, Any]) -> Callable[[], Sequence[Value]]:
         """What calls the model on these inputs, again and again; it gives ONNX Runtime's own values."""
         given = {port.name: argument(port, inputs.get(port.name)) for port in self.inputs}
-        fed = {name: value if isinstance(value, list) else wrapped(self._ort, value) for name, value in given.items()
-               if value is not None}  # fmt: skip
+        fed = {name: self._wrapped(value) for name, value in given.items() if value is not None}
         names = [port.name for port in self.outputs]
         if self._tensors_alone(fed.values()):
             return self._told(lambda: self._session.run_with_ort_values(names, fed))
@@ -51,7 +50,10 @@ class OrtFunction:
         """What a call gave, as arrays by name."""
         return {port.name: host_value(value) for port, value in zip(self.outputs, values, strict=True)}
 
-    def _tensors_alone(self, fed: Sequence[Value] | Any) -> bool:
+    def _wrapped(self, value: Value) -> Value:
+        return value if isinstance(value, list) else wrapped(self._ort, value)
+
+    def _tensors_alone(self, fed: Iterable[Value]) -> bool:
         """Only these can be handed over as they are, without a copy on the way."""
         tensors = all(port.type.startswith("tensor(") for port in self.outputs)
         return tensors and all(self._is_own(value) for value in fed)

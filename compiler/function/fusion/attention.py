@@ -103,7 +103,7 @@ def _as_it_is(flow: Flow, step: Step) -> Found | None:
     scale, causal = attributes["scale"], bool(attributes["causal"])
     assert isinstance(scale, int | float), "as the op declares it"
     scores = Scores(scale, step.operands.get("x3"))
-    shapes = tuple(tuple(step.operands[role].shape) for role in ("x0", "x2"))
+    shapes = (tuple(step.operands["x0"].shape), tuple(step.operands["x2"].shape))
     return Found(query, key, key.layout, value, scores, shapes, causal, True, (step,))
 
 

@@ -119,5 +119,5 @@ def _summing(norm: Step, role: str, parts: Tensor) -> Step | None:
     places = [Operand(0), Operand(1), *(Operand(moved[f"x{i + FIRST}"]) for i in range(len(order)))]
     kept = {r: tensor for r, tensor in norm.operands.items() if r[0] == "y" or int(r[1:]) < FIRST}
     operands = {**kept, f"x{FIRST}": parts, **{f"x{moved[other]}": norm.operands[other] for other in others}}
-    attributes = {**norm.attributes, "expression": spell(substituted(node, list(places))), "parts": True}
+    attributes = {**norm.attributes, "expression": spell(substituted(node, places)), "parts": True}
     return replace(norm, operands=operands, attributes=attributes)

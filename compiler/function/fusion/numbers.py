@@ -6,7 +6,7 @@ means can be seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from hjgc.compiler.function.fusion.flow import Flow, Workshop
@@ -42,7 +42,7 @@ def _number(tensor: Tensor, workshop: Workshop) -> Number | None:
     return None if value is None else Number(tensor.dtype, value)
 
 
-def substituted(node: Node, nodes: list[Node]) -> Node:
+def substituted(node: Node, nodes: Sequence[Node]) -> Node:
     """The node with `nodes[i]` in place of operand i."""
     if isinstance(node, Operand):
         return nodes[node.index]

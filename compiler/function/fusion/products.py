@@ -8,7 +8,7 @@ from dataclasses import replace
 from hjgc.compiler.function.fusion.flow import Flow, Workshop, joined_nodes
 from hjgc.compiler.function.fusion.numbers import substituted
 from hjgc.compiler.program import Step, Tensor
-from hjgc.plan_format.elementwise import Operand, parse, spell
+from hjgc.plan_format.elementwise import Call, Node, Number, Operand, parse, spell
 from hjgc.plan_format.structs import Attribute
 
 FIRST = 2
@@ -32,26 +32,38 @@ def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
         if tensor.base or tensor.shape != made.operands["y0"].shape:
             continue
         fused = _matmul_map(flow.steps[place], made, tensor)
-        if fused is not None and workshop.has_kernels(fused):
+        if workshop.has_kernels(fused):
             flow.drop(place)
             flow.put(number, fused)
             return
 
 
-def _matmul_map(product: Step, made: Step, result: Tensor) -> Step | None:
-    """The product with the expression that is made of it; None if it has more of its own to do."""
-    if product.attributes["alpha"] != 1 or "x2" in product.operands:
-        return None
+def _matmul_map(product: Step, made: Step, result: Tensor) -> Step:
+    """The product with its own bias and factors, and with the expression that is made of it."""
     inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
     others = [tensor for tensor in inputs if tensor != result]
+    bias = product.operands.get("x2")
+    if bias is not None and bias not in others:
+        others.append(bias)
+    whole = _factored(Operand(0), product, "alpha")
+    if bias is not None:
+        term = _factored(Operand(others.index(bias) + FIRST), product, "beta")
+        whole = Call("add", (whole, term), result.dtype)
     node = parse(str(made.attributes["expression"]), tuple(tensor.dtype for tensor in inputs))
-    places = [Operand(0) if tensor == result else Operand(others.index(tensor) + FIRST) for tensor in inputs]
+    places = [whole if tensor == result else Operand(others.index(tensor) + FIRST) for tensor in inputs]
     operands = {"x0": product.operands["x0"], "x1": product.operands["x1"]}
     operands |= {f"x{i + FIRST}": tensor for i, tensor in enumerate(others)}
     operands["y0"] = made.operands["y0"]
     attributes: dict[str, Attribute] = {
         "transpose_a": product.attributes["transpose_a"],
         "transpose_b": product.attributes["transpose_b"],
-        "expression": spell(substituted(node, list(places))),
+        "expression": spell(substituted(node, places)),
     }
     return replace(made, op="matmul_map", operands=operands, attributes=attributes, nodes=joined_nodes(product, made))
+
+
+def _factored(node: Node, product: Step, name: str) -> Node:
+    """The node times a factor of the product's, if that is not 1."""
+    factor, dtype = product.attributes[name], product.operands["y0"].dtype
+    assert isinstance(factor, int | float), "as the op declares it"
+    return node if factor == 1 else Call("mul", (node, Number(dtype, float(factor))), dtype)
