@@ -45,6 +45,8 @@ def choose_scaled_attention(step: Step, target: str, limits: Limits) -> Choice:
     assert query is not None and key is not None and value is not None, "as the op declares it"
     batch, heads, rows, size = query.shape
     _, groups, keys, width = value.shape
+    mask = step.operands.get("x3")
+    keys = keys if mask is None or not mask.shape else mask.shape[-1]  # those past the mask are not seen
     if not all(isinstance(number, int) for number in (heads, groups, size, width)):
         raise NoTemplate("expected heads of fixed sizes")
     places = [_in_heads(tensor) for tensor in (query, key, value, step.operands["y0"])]
@@ -84,7 +86,7 @@ def _choice(
     if limits(grid_blocks(rows, int(tile["block_m"])))[1] > 65535:
         raise NoTemplate("expected fewer queries")
     unit = _unit(places)
-    mask_place, mask_keys = _mask_strides(mask, shape)
+    mask_place, mask_keys = _mask_strides(mask)
     mask_unit = _unit([mask_place])
     axes: dict[str, AxisValue] = {
         "dtype": query.dtype,
@@ -116,14 +118,12 @@ def _choice(
     return Choice("tensor_attention", axes, letters)
 
 
-def _mask_strides(mask: Tensor | None, shape: Sequence[Expression]) -> tuple[Place, bool]:
+def _mask_strides(mask: Tensor | None) -> tuple[Place, bool]:
     """In elements, of batch, head and row, 0 along axes that the mask is broadcast over; and whether each key has its
-    own. Raises NoTemplate for a mask of fewer keys."""
+    own."""
     if mask is None:
         return (0, 0, 0, 0), False
     axes = [*[1] * (4 - len(mask.shape)), *mask.shape]
-    if axes[3] not in (1, shape[3]):
-        raise NoTemplate("no kernel takes a mask of fewer keys than there are")
     batch, head, row, _ = (0 if axis == 1 else stride for axis, stride in zip(axes, strides(axes), strict=True))
     return (batch, head, row, 0), axes[3] != 1
 

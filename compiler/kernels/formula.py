@@ -23,7 +23,7 @@ COMPUTED: dict[str, Any] = {
 """What an element of each type is computed in."""
 STORED: dict[str, Any] = COMPUTED | {"float16": tl.float16, "bfloat16": tl.bfloat16}
 FLOATING = ("float32", "float16", "bfloat16", "float64")
-DIRECT = ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "floor", "ceil", "abs")
+DIRECT = ("exp", "log", "rsqrt", "sin", "cos", "erf", "floor", "ceil", "abs")
 """Functions of Triton's, looked up when they are needed: its interpreter puts others in their place."""
 LIBRARY = {"tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "sinh": "sinh", "cosh": "cosh",
            "tanh": "tanh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "round": "rint",
@@ -109,7 +109,14 @@ class _Builder:
         return self._to(self._to(value, STORED[dtype]), COMPUTED[dtype])
 
     def _div(self, a: Any, b: Any, *, floating: bool) -> Any:
+        """Rounded as the standard has it: Triton's own division in float32 is not, which moves what is rounded next."""
+        if floating and a.dtype == tl.float32:
+            return tl.div_rn(a, b, **self._kernel)
         return self._operator("__truediv__" if floating else "__floordiv__", a, b)
+
+    def _sqrt(self, a: Any, *, floating: bool) -> Any:
+        del floating
+        return (tl.sqrt_rn if a.dtype == tl.float32 else tl.sqrt)(a, **self._kernel)
 
     def _reciprocal(self, a: Any, *, floating: bool) -> Any:
         return self._div(self._number(1, a.dtype), a, floating=floating)

@@ -28,6 +28,7 @@ from hjgc.compiler.build_variants import VariantKey
 from hjgc.compiler.build_worker import built_variant
 from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.errors import HjgcError
+from hjgc.runtime.backends.cuda_driver import Driver
 from hjgc.runtime.opening import load
 from tests.conformance.cases import all_cases, data_sets, model_of
 from tests.conformance.running import Result, check_outputs
@@ -66,6 +67,14 @@ def _compile(case: TestCase, folder: Path, target: str) -> None:
 
 
 def run_all(folder: Path) -> None:
+    context = Driver()  # held, since making one takes longer than a case
+    try:
+        _run_all(folder)
+    finally:
+        context.close()
+
+
+def _run_all(folder: Path) -> None:
     found: dict[str, Counter[str]] = {}
     for case in all_cases():
         result, reason = _run(case, folder / f"{case.name}.hjg")

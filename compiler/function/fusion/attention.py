@@ -99,6 +99,9 @@ def _as_it_is(flow: Flow, step: Step) -> Found | None:
     plain = attributes["softcap"] == 0 and attributes["left"] == -1 and attributes["right"] == -1
     if not plain or not step.operands.keys() <= {"x0", "x1", "x2", "x3", "y0"}:
         return None
+    mask = step.operands.get("x3")
+    if mask is not None and mask.shape[-1:] != step.operands["x2"].shape[2:3]:
+        return None  # keys past the mask are not seen
     query, key, value = (_traced(flow, step.operands[role]) for role in ("x0", "x1", "x2"))
     scale, causal = attributes["scale"], bool(attributes["causal"])
     assert isinstance(scale, int | float), "as the op declares it"
