@@ -36,6 +36,7 @@ from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.fingerprint import file_under_root, fingerprint
 from hjgc.plan_format.structs import Model, Note, Plan, Producer, WeightFile
 from hjgc.plan_format.text import render
+from hjgc.plan_format.verify_tables import MAX_TABLE_BYTES
 
 SMALL_WEIGHTS_BYTES = 1 << 30
 """Weights up to this size are digested whole at compile time (a second or less); larger ones on request."""
@@ -107,6 +108,7 @@ def compile_model(
         dumper.write("classify", lambda: "".join(map(describe, network.programs, verdicts)))
     with stages.stage("plan_memory"):
         memories = [plan_memory(program) for program in network.programs]
+        _check_arena(max(memory.bytes for memory in memories), path)
         dumper.write("plan_memory", lambda: "".join(map(dump.memory_text, network.programs, memories)))
     with stages.stage("segment"):
         schedules = [segment(program, verdict) for program, verdict in zip(network.programs, verdicts, strict=True)]
@@ -199,6 +201,13 @@ def _as_function(path: Path, options: Options, stages: _Stages, dumper: dump.Dum
     with stages.stage("islands"):
         try_islands(network, path)
     return imported, network, weight_paths, ()
+
+
+def _check_arena(size: int, path: Path) -> None:
+    """Raises CompileError for activations that no device has room for."""
+    if size > MAX_TABLE_BYTES:
+        problem = f"expected activations of up to {MAX_TABLE_BYTES} bytes at the largest sizes, found {size}"
+        raise CompileError(path, problem, next_step="compile with smaller ranges: --size NAME=LOW:HIGH")
 
 
 def _check_output(output: Path, model: Path) -> None:

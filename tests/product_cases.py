@@ -90,7 +90,8 @@ PRODUCTS = (
     heads("of heads", *[Given(F16, (2, 3, "b", 24))] * 3),
     heads("that looks back", *[Given(F32, (1, 2, "b", 16))] * 3, causal=True),
     heads("with a mask", *[Given(F32, (1, 2, "b", 16))] * 3, Given(BOOL, ("b", "b"))),
-    heads("with a mask of one key", Given(F32, (1, 2, "b", 16)), *[Given(F32, (1, 2, 5, 16))] * 2, Given(BOOL, ("b", 1))),
+    heads("with a mask of one key", Given(F32, (1, 2, "b", 16)), *[Given(F32, (1, 2, 5, 16))] * 2,
+          Given(BOOL, ("b", 1))),
     heads("with a mask of some keys", Given(F32, (1, 2, 4, 16)), *[Given(F32, (1, 2, 5, 16))] * 2, Given(F32, (4, 3))),
 )  # fmt: skip
 PARTS = Case(

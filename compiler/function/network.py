@@ -134,6 +134,8 @@ class _Function:
         self.models: list[SubModel] = []
 
     def network(self) -> tuple[Network, list[Path]]:
+        if not self.model.graph.outputs:
+            raise CompileError(self.path, "expected a model that gives something, found one without outputs")
         arguments = [self._argument(value) for value in self.model.graph.inputs]
         self.sizes.check_names()
         for node in self.model.graph:
