@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 
 import onnx_ir as ir
@@ -45,6 +45,8 @@ def specialise(recognised: Recognised, options: Options, path: Path) -> tuple[Ne
     builder = _Builder(model, path, dtypes, context, most_rows, recognised.foreign, gpus)
     programs = tuple(builder.program(*phase) for phase in phases)
     tables = builder.tables
+    steps = iter(tables.keep([step for program in programs for step in program.steps]))
+    programs = tuple(replace(program, steps=tuple(islice(steps, len(program.steps)))) for program in programs)
     islands, island_bytes = table([made for made, _ in builder.islands.values()])
     network = Network(
         dtypes=dtypes,

@@ -67,7 +67,9 @@ class Tables:
     _shaped: dict[tuple[str, int, tuple[int, ...]], Tensor] = field(
         default_factory=dict[tuple[str, int, tuple[int, ...]], Tensor]
     )
-    _stacks: dict[tuple[str, ...], Tensor] = field(default_factory=dict[tuple[str, ...], Tensor])
+    _stacks: dict[tuple[tuple[str, int, bool], ...], Tensor] = field(
+        default_factory=dict[tuple[tuple[str, int, bool], ...], Tensor]
+    )
     _model: mmap.mmap | None = None
     _cursor: int = 0
     """Weights inside the model tend to lie in the order of their use."""
@@ -128,16 +130,17 @@ class Tables:
     def stacked(self, tensors: Sequence[Tensor], transposed: Sequence[bool]) -> Tensor | None:
         """Matrices, or rows of numbers, stacked along axis 0, each transposed before where that is said, as one weight
         or constant; None if some lie in files and others inside the plan."""
-        names = tuple(f"{x.name}.T" if flag else x.name for x, flag in zip(tensors, transposed, strict=True))
-        if names not in self._stacks:
+        key = tuple((x.space, x.index, flag) for x, flag in zip(tensors, transposed, strict=True))
+        if key not in self._stacks:
+            name = "+".join(f"{x.name}.T" if flag else x.name for x, flag in zip(tensors, transposed, strict=True))
             spaces = {tensor.space for tensor in tensors}
             if spaces == {"weight"}:
-                self._stacks[names] = self._stacked_weight("+".join(names), tensors, transposed)
+                self._stacks[key] = self._stacked_weight(name, tensors, transposed)
             elif spaces == {"constant"}:
-                self._stacks[names] = self._stacked_constant("+".join(names), tensors, transposed)
+                self._stacks[key] = self._stacked_constant(name, tensors, transposed)
             else:
                 return None
-        return self._stacks[names]
+        return self._stacks[key]
 
     def _stacked_weight(self, name: str, tensors: Sequence[Tensor], transposed: Sequence[bool]) -> Tensor:
         weights = [list(self.weights.values())[tensor.index] for tensor in tensors]

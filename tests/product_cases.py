@@ -8,6 +8,8 @@ from tests.tensor_cases import BF16, BOOL, F16, F32, Case, Given
 
 PLAIN = {"transpose_a": False, "transpose_b": False, "alpha": 1.0, "beta": 1.0}
 GELU = "mul(mul(float16:0.5, add(x0, x2)), add(float16:1.0, erf(mul(add(x0, x2), float16:0.7071067811865476))))"
+LEAST = (-3.4e38, -3.4e38)
+"""What exporters mask with, where no key may be seen."""
 ROWS = ({"a": 1, "b": 5}, {"a": 17, "b": 64}, {"a": 0, "b": 3})
 LONG = ({"b": 1}, {"b": 40}, {"b": 64})
 
@@ -71,6 +73,8 @@ PRODUCTS = (
     mapped("with a mask of a batch", "add(mul(x0, float32:0.25), x2)", Given(F32, (2, 3, "a", 16)),
            Given(F32, (2, 3, 16, "b")),
            Given(F32, (1, 1, "a", "b")), sizes=ROWS),
+    mapped("with a row beside a batch", "add(x0, x2)", Given(F32, ("a", 4, 8)), Given(F32, ("a", 8, 9)), Given(F32, (9,)),
+           sizes=ROWS),
     mapped("to truths", "gt(x0, x2)", Given(F32, ("a", 16)), Given(F32, (16, 24)), Given(F32, ()), sizes=ROWS),
     norm("of a sum", "add(x2, x3)", Given(F16, (48,)), Given(F16, (48,)), Given(F16, ("a", 48)), Given(F16, ("a", 48)),
          results=2),
@@ -83,6 +87,8 @@ PRODUCTS = (
     rows("of one buffer", *[Given(F16, (2, "b", 96))] * 3, columns=(0, 32, 64)),
     rows("with truths", *[Given(F32, (1, "b", 32))] * 3, Given(BOOL, (1, 1, "b", "b"))),
     rows("with numbers added", *[Given(F16, (2, "b", 32))] * 3, Given(F16, (2, 1, 1, "b")), guarded=False),
+    rows("masked with the least number", *[Given(F32, (1, "b", 32))] * 3, Given(F32, (1, 1, "b", "b"), LEAST), guarded=False),
+    rows("without a key", Given(F32, (2, 5, 32)), *[Given(F32, (2, "b", 32))] * 2, sizes=({"b": 0},), guarded=False),
     rows("of other keys", Given(F32, (2, 5, 32)), Given(F32, (2, "b", 32)), Given(F32, (2, "b", 32))),
     rows("of shared heads", Given(F16, (1, "b", 64)), Given(F16, (1, "b", 32)), Given(F16, (1, "b", 32)), heads=4),
     rows("that look back", *[Given(F16, (2, "b", 32))] * 3, causal=True),

@@ -82,6 +82,8 @@ def _choice(
     size, width = sizes
     if query.dtype not in DTYPES or max(sizes) > 256 or (query.dtype == "float32" and max(sizes) > 128):
         raise NoTemplate(f"no kernel computes attention of {query.dtype} with heads of {max(sizes)}")
+    if mask is not None and mask.dtype not in ("bool", *DTYPES):
+        raise NoTemplate(f"no kernel computes attention with a mask of {mask.dtype}")
     tile = _tile(target, max(1, limits(batch)[0]) * heads, usual(limits, rows), max(sizes), query.dtype)
     if limits(grid_blocks(rows, int(tile["block_m"])))[1] > 65535:
         raise NoTemplate("expected fewer queries")

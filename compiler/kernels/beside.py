@@ -14,7 +14,6 @@ from hjgc.compiler.kernels.declaration import ABSENT, TRITON_TYPES, Axes, AxisVa
 
 MOST_BESIDE = 6
 ROLES = tuple(f"x{i}" for i in range(2, 2 + MOST_BESIDE))
-BATCH, ROWS, COLUMNS = 4, 2, 1
 
 BESIDE_AXES = {
     **{role: OneOf((ABSENT, *TRITON_TYPES)) for role in ROLES},
@@ -36,7 +35,8 @@ def beside_constants(axes: Axes, types: Sequence[str]) -> dict[str, AxisValue]:
 
 @triton.jit
 def load_beside(x, batch, rows, columns, count, width, otherwise, PATTERN: tl.constexpr):
-    """The elements of x at these rows and columns of a batch: [rows or 1, columns or 1]; `otherwise` without x."""
+    """The elements of x at these rows and columns of a batch: [rows or 1, columns or 1]; `otherwise` without x. Where
+    there are no rows nothing is read."""
     length = width if PATTERN & 1 else 1
     start = batch * ((count if PATTERN & 2 else 1) * length) if PATTERN & 4 else 0
     if x is None:
@@ -47,7 +47,7 @@ def load_beside(x, batch, rows, columns, count, width, otherwise, PATTERN: tl.co
     elif PATTERN & 2:
         found = tl.load(x + start + rows, mask=rows < count, other=0)[:, None]
     elif PATTERN & 1:
-        found = tl.load(x + start + columns, mask=columns < width, other=0)[None, :]
+        found = tl.load(x + start + columns, mask=columns < tl.minimum(count, 1) * width, other=0)[None, :]
     else:
-        found = tl.load(x + start + tl.arange(0, 1))[None, :]
+        found = tl.load(x + start + tl.arange(0, 1), mask=tl.arange(0, 1) < count, other=0)[None, :]
     return found

@@ -85,34 +85,34 @@ def tensor_attention(
     peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
-    steep = scale * 1.4426950408889634
     last = keys
     if CAUSAL:
         last = tl.minimum(keys, tl.program_id(1) * BLOCK_M + BLOCK_M)
     for start in tl.range(0, last, BLOCK_N, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         at = start + n
         k = tl.load(key + (at * key_row)[None, :] * UNIT, mask=(at < keys)[None, :] & (d < D)[:, None], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee") * steep
+        scores = tl.dot(q, k, input_precision="ieee") * scale
         seen = (at < keys)[None, :] & (m < rows)[:, None]
         if x3 is not None:
             place = (batch * mask_batch + head * mask_head + m * mask_row)[:, None] * MASK_UNIT + at[None, :] * MASK_KEY
             if BOOLEAN:
                 scores = tl.where(tl.load(x3 + place, mask=seen, other=0), scores, -float("inf"))
             else:
-                scores += tl.load(x3 + place, mask=seen, other=0.0).to(tl.float32) * 1.4426950408889634
+                scores += tl.load(x3 + place, mask=seen, other=0.0).to(tl.float32)
         if CAUSAL:
             scores = tl.where(at[None, :] <= m[:, None], scores, -float("inf"))
         scores = tl.where((at < keys)[None, :], scores, -float("inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         shift = tl.where(higher == -float("inf"), 0.0, higher)
-        weights = tl.exp2(scores - shift[:, None])
-        fade = tl.exp2(peak - shift)
+        # Not scaled for exp2 before: what masks with the least finite number must stay finite.
+        weights = tl.exp(scores - shift[:, None])
+        fade = tl.exp(peak - shift)
         total = total * fade + tl.sum(weights, 1)
         peak = higher
         v = tl.load(value + (at * value_row)[:, None] * UNIT, mask=(at < keys)[:, None] & (e < E)[None, :], other=0.0)
         sums = tl.dot(weights.to(v.dtype), v, sums * fade[:, None], input_precision="ieee")
-    if GUARDED:
-        total = tl.where(total == 0.0, 1.0, total)
+    # Without a key there is nothing to be added up; where none is seen it depends.
+    total = tl.where((total == 0.0) & (GUARDED or keys == 0), 1.0, total)
     result = y0 + (batch * result_batch + head * result_head + m * result_row)[:, None] * UNIT + e[None, :]
     y = (sums / total[:, None]).to(y0.dtype.element_ty)
     tl.store(result, y, mask=(m < rows)[:, None] & (e < E)[None, :])

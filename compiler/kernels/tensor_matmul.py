@@ -44,11 +44,11 @@ def call_weight(
     ITEM: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth // 8
     lanes = tl.arange(0, LANES)
     if TRANSPOSE:
-        offsets = ((column + lanes) * K + first) * ITEM
+        offsets = ((column + lanes).to(tl.int64) * K + first) * ITEM
         length = tl.minimum(SPAN, K - first) * ITEM
         sizes = tl.where((lanes < BLOCK_N) & (column + lanes < N), length, 0)
     else:
-        offsets = ((first + lanes) * N + column) * ITEM
+        offsets = ((first + lanes).to(tl.int64) * N + column) * ITEM
         length = tl.minimum(BLOCK_N, N - column) * ITEM
         sizes = tl.where((lanes < SPAN) & (first + lanes < K), length, 0)
     call_pieces(weight, offsets, sizes)

@@ -32,7 +32,7 @@ def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str,
     if key.shape[0] != batch or value.shape[:2] != key.shape[:2]:
         raise ValueError(f"expected keys and values that fit {query}, found {key} and {value}")
     wanted: Shape = (batch, heads, rows, key.shape[1])
-    if mask is not None and (mask.dtype not in ("bool", query.dtype) or broadcast([wanted, mask.shape]) != wanted):
+    if mask is not None and (mask.dtype not in ("bool", *FLOATS) or broadcast([wanted, mask.shape]) != wanted):
         raise ValueError(f"expected a mask that fits {query} and its keys, found {mask}")
     return (TensorType(query.dtype, (batch, rows, heads * size)),)
 

@@ -69,13 +69,14 @@ def reference(
     query, key, value, mask, lengths, past = operands(inputs, 6)
     batch, heads, rows, size = query.shape
     query, key, value = (x.to(getattr(torch, computed)) for x in (query, key, value))
-    together = (query * scale).reshape(batch, key.shape[1], -1, size)  # all rows that read the same keys
+    groups = key.shape[1]
+    together = (query * scale).reshape(batch, groups, heads // groups * rows, size)  # all rows that read the same keys
     product = torch.matmul(together, key.transpose(-1, -2)).reshape(batch, heads, rows, key.shape[2])
     capped = softcap * torch.tanh(product / softcap) if softcap else product
     bias = _mask_bias(product, mask) + _place_bias(product, lengths, past, causal=causal, left=left, right=right)
     biased = capped + bias
     weights = torch.softmax(biased, -1).masked_fill((bias == -torch.inf).all(-1, keepdim=True), 0)
-    result = torch.matmul(weights.reshape(batch, key.shape[1], -1, key.shape[2]), value)
+    result = torch.matmul(weights.reshape(batch, groups, heads // groups * rows, key.shape[2]), value)
     outputs[0].copy_(result.reshape(outputs[0].shape))
     if len(outputs) > 1:
         outputs[1].copy_((product, capped, biased, weights)[SCORES.index(scores)])

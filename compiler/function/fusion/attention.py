@@ -12,15 +12,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, joined_nodes
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.function.fusion.layout import Layout, contiguous
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
-from hjgc.plan_format.elementwise import FLOATS, Call, Node, Number, Operand, parse
+from hjgc.plan_format.elementwise import Call, Node, Number, Operand, type_of
 from hjgc.plan_format.sizes import Expression
 from hjgc.plan_format.structs import Attribute
+from hjgc.plan_format.verify_launch import FLOAT32_MAX
 
 HEADS_FIRST = (0, 2, 1, 3)
+COMPUTED = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,8 @@ def _unguarded(flow: Flow, weights: Tensor) -> tuple[Tensor, bool]:
     place = flow.maker(weights, "elementwise")
     if place is None:
         return weights, False
-    made = flow.steps[place]
-    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
-    node = _uncast(parse(str(made.attributes["expression"]), tuple(tensor.dtype for tensor in inputs)))
+    inputs, whole = expression_of(flow.steps[place])
+    node = _uncast(whole, inputs)
     match node:
         case Operand():
             return inputs[node.index], False
@@ -158,13 +159,15 @@ def _unguarded(flow: Flow, weights: Tensor) -> tuple[Tensor, bool]:
             return weights, False
 
 
-def _uncast(node: Node) -> Node:
-    """Without casts between floating-point types."""
-    if isinstance(node, Call) and node.function.startswith("cast.") and node.dtype in FLOATS:
-        return _uncast(node.arguments[0])
-    if isinstance(node, Call):
-        return replace(node, arguments=tuple(map(_uncast, node.arguments)))
-    return node
+def _uncast(node: Node, inputs: Sequence[Tensor]) -> Node:
+    """Without casts between the floating-point types that attention is computed in float32 for."""
+    if not isinstance(node, Call):
+        return node
+    arguments = tuple(_uncast(argument, inputs) for argument in node.arguments)
+    given = type_of(node.arguments[0], [x.dtype for x in inputs])
+    if node.function.startswith("cast.") and node.dtype in COMPUTED and given in COMPUTED:
+        return arguments[0]
+    return replace(node, arguments=arguments)
 
 
 def _scores(flow: Flow, tensor: Tensor) -> tuple[Scores, int] | None:
@@ -175,12 +178,11 @@ def _scores(flow: Flow, tensor: Tensor) -> tuple[Scores, int] | None:
     place = flow.maker(tensor, "elementwise")
     if place is None:
         return None
-    made = flow.steps[place]
-    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
+    inputs, whole = expression_of(flow.steps[place])
     products = [i for i, x in enumerate(inputs) if flow.maker(x, "matmul") is not None and x.shape == tensor.shape]
     if len(products) != 1:
         return None
-    node = _uncast(parse(str(made.attributes["expression"]), tuple(x.dtype for x in inputs)))
+    node = _uncast(whole, inputs)
     scores = _linear(node, products[0], inputs)
     number = flow.maker(inputs[products[0]], "matmul")
     return None if scores is None or number is None else (scores, number)
@@ -234,8 +236,8 @@ def _factor(made: Step) -> float | None:
     """The number that a step multiplies its one operand by."""
     if len(made.operands) != 2:
         return None
-    node = parse(str(made.attributes["expression"]), (made.operands["x0"].dtype,))
-    scores = _linear(node, 0, [made.operands["x0"]])
+    inputs, node = expression_of(made)
+    scores = _linear(node, 0, inputs)
     return None if scores is None else scores.scale
 
 
@@ -253,7 +255,8 @@ def _assembled(flow: Flow, workshop: Workshop, found: Found, turned: Step) -> St
         _in_rows(workshop, found.value, found.value.layout, keys, (batch, groups, size)),
     ]
     operands = {f"x{i}": tensor for i, tensor in enumerate(laid) if tensor is not None}
-    if len(operands) < len(laid) or found.value.scale != 1:
+    scale = float(found.scores.scale * found.query.scale * found.key.scale)
+    if len(operands) < len(laid) or found.value.scale != 1 or not abs(scale) <= FLOAT32_MAX:
         return None
     if found.scores.mask is not None:
         operands["x3"] = found.scores.mask
@@ -263,7 +266,7 @@ def _assembled(flow: Flow, workshop: Workshop, found: Found, turned: Step) -> St
         "groups": groups,
         "size": size,
         "columns": (0, 0, 0),
-        "scale": float(found.scores.scale * found.query.scale * found.key.scale),
+        "scale": scale,
         "causal": found.causal,
         "guarded": found.guarded,
     }

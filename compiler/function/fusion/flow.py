@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from hjgc.compiler.function.choice import Limits, choose_tensor
+from hjgc.compiler.kernels import template
 from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.compiler.program import Step, Tensor
 from hjgc.compiler.tables import Tables
+from hjgc.plan_format import dims
+from hjgc.plan_format.elementwise import Node, parse
+from hjgc.plan_format.errors import CompileError
+from hjgc.plan_format.ops import all_ops
+from hjgc.plan_format.ops.declaration import TensorType, split_roles
 from hjgc.plan_format.sizes import Expression
 
 
@@ -84,13 +90,37 @@ class Workshop:
         return replace(tensor, name=self._unique(f"{base}.view"), shape=tuple(shape), base=base)
 
     def has_kernels(self, step: Step) -> bool:
-        """Can every target run it?"""
+        """Is it a step that its op allows, and can every target run it?"""
+        if not _is_legal(step):
+            return False
         try:
             for target in self.targets:
-                choose_tensor(step, target, self.limits)
-        except NoTemplate:
+                choice = choose_tensor(step, target, self.limits)
+                template(choice.template).check(choice.axes)
+        except (NoTemplate, CompileError):
             return False
         return True
+
+
+def _is_legal(step: Step) -> bool:
+    """Does the op give these results from these operands?"""
+    infer = all_ops()[step.op].infer
+    assert infer is not None, "a tensor op"
+    reads, writes = split_roles(tuple(step.operands))
+    given = [step.operands.get(f"x{i}") for i in range(reads)]
+    wanted = [TensorType(y.dtype, tuple(y.shape)) for y in (step.operands[f"y{i}"] for i in range(writes))]
+    try:
+        found = infer([None if x is None else TensorType(x.dtype, tuple(x.shape)) for x in given], wanted,
+                      step.attributes)  # fmt: skip
+    except ValueError:
+        return False
+    return [(t.dtype, dims.product(t.shape)) for t in found] == [(t.dtype, dims.product(t.shape)) for t in wanted]
+
+
+def expression_of(step: Step) -> tuple[list[Tensor], Node]:
+    """The operands of an elementwise step, and what it computes of them."""
+    inputs = [step.operands[f"x{i}"] for i in range(len(step.operands) - 1)]
+    return inputs, parse(str(step.attributes["expression"]), tuple(tensor.dtype for tensor in inputs))
 
 
 def buffer_of(tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hjgc.compiler.function.choice import usual
-from hjgc.compiler.function.fusion.flow import Flow, Workshop, joined_nodes
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.function.fusion.numbers import substituted
 from hjgc.compiler.kernels.tiles_of_functions import matmul_parts
 from hjgc.compiler.program import Step, Tensor
@@ -38,6 +38,8 @@ def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
     if place is None or not flow.is_free(place) or x.base or norm.attributes["axis"] not in (-1, len(x.shape) - 1):
         return
     made = flow.steps[place]
+    if any(-1 < reader < number for reader in flow.readers(x)):
+        return  # what is given to others would come too late for them
     fused = _norm_map(norm, made, alone=flow.only_read_by(x, number))
     if not workshop.has_kernels(fused):
         return
@@ -51,8 +53,7 @@ def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
 
 def _norm_map(norm: Step, made: Step, *, alone: bool) -> Step:
     """The norm of the expression; what the expression gives stays a result unless the norm reads it `alone`."""
-    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
-    node = parse(str(made.attributes["expression"]), tuple(tensor.dtype for tensor in inputs))
+    inputs, node = expression_of(made)
     node = substituted(node, [Operand(i + FIRST) for i in range(len(inputs))])
     operands = {f"x{i - 1}": norm.operands[f"x{i}"] for i in (1, 2) if f"x{i}" in norm.operands}
     operands |= {f"x{i + FIRST}": tensor for i, tensor in enumerate(inputs)}
@@ -107,7 +108,7 @@ def _summing(norm: Step, role: str, parts: Tensor) -> Step | None:
     twice over, as two operands."""
     old = norm.operands[role]
     others = [r for r in norm.operands if r[0] == "x" and int(r[1:]) >= FIRST and r != role]
-    if any(norm.operands[other].name == old.name for other in others):
+    if any(buffer_of(norm.operands[other]) == old.name for other in others):
         return None
     order = [role, *others]
     types = [norm.operands[f"x{i + FIRST}"].dtype for i in range(len(order))]

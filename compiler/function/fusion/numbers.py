@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from hjgc.compiler.function.fusion.flow import Flow, Workshop
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, expression_of
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
-from hjgc.plan_format.elementwise import Call, Node, Number, Operand, parse, spell
+from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell
 from hjgc.plan_format.ops.shapes import broadcast
 
 
@@ -22,7 +22,7 @@ def inline_numbers(flow: Flow, workshop: Workshop) -> Iterable[Step]:
 
 
 def _inlined(step: Step, workshop: Workshop) -> Step:
-    operands = [step.operands[f"x{i}"] for i in range(len(step.operands) - 1)]
+    operands, node = expression_of(step)
     numbers = [_number(tensor, workshop) for tensor in operands]
     left = [tensor for tensor, known in zip(operands, numbers, strict=True) if known is None]
     y = step.operands["y0"]
@@ -30,7 +30,6 @@ def _inlined(step: Step, workshop: Workshop) -> Step:
         return step
     places = iter(range(len(left)))
     nodes = [Operand(next(places)) if known is None else known for known in numbers]
-    node = parse(str(step.attributes["expression"]), tuple(tensor.dtype for tensor in operands))
     inputs = {f"x{i}": tensor for i, tensor in enumerate(left)}
     return replace(step, operands={**inputs, "y0": y}, attributes={"expression": spell(substituted(node, nodes))})
 

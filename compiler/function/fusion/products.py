@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from hjgc.compiler.function.fusion.flow import Flow, Workshop, joined_nodes
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.function.fusion.numbers import substituted
 from hjgc.compiler.program import Step, Tensor
-from hjgc.plan_format.elementwise import Call, Node, Number, Operand, parse, spell
+from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell
 from hjgc.plan_format.structs import Attribute
 
 FIRST = 2
@@ -29,7 +29,8 @@ def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
         place = flow.maker(tensor, "matmul")
         if place is None or not flow.is_free(place) or not flow.only_read_by(tensor, number):
             continue
-        if tensor.base or tensor.shape != made.operands["y0"].shape:
+        again = [x for x in made.operands.values() if x != tensor and buffer_of(x) == tensor.name]
+        if tensor.base or tensor.shape != made.operands["y0"].shape or again:
             continue
         fused = _matmul_map(flow.steps[place], made, tensor)
         if workshop.has_kernels(fused):
@@ -40,7 +41,7 @@ def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
 
 def _matmul_map(product: Step, made: Step, result: Tensor) -> Step:
     """The product with its own bias and factors, and with the expression that is made of it."""
-    inputs = [made.operands[f"x{i}"] for i in range(len(made.operands) - 1)]
+    inputs, node = expression_of(made)
     others = [tensor for tensor in inputs if tensor != result]
     bias = product.operands.get("x2")
     if bias is not None and bias not in others:
@@ -49,7 +50,6 @@ def _matmul_map(product: Step, made: Step, result: Tensor) -> Step:
     if bias is not None:
         term = _factored(Operand(others.index(bias) + FIRST), product, "beta")
         whole = Call("add", (whole, term), result.dtype)
-    node = parse(str(made.attributes["expression"]), tuple(tensor.dtype for tensor in inputs))
     places = [whole if tensor == result else Operand(others.index(tensor) + FIRST) for tensor in inputs]
     operands = {"x0": product.operands["x0"], "x1": product.operands["x1"]}
     operands |= {f"x{i + FIRST}": tensor for i, tensor in enumerate(others)}

@@ -31,6 +31,8 @@ def _merge(flow: Flow, workshop: Workshop, number: int) -> None:
     products = [flow.steps[place] for place in places]
     if not all(flow.only_read_by(product.operands["y0"], number) for product in products):
         return
+    if any(_width(p) != attention.operands[role].shape[-1] for p, role in zip(products, ROLES, strict=True)):
+        return  # rows of a product that are several of attention's, or a part of one
     whole = _stacked(products, workshop)
     if whole is None or not workshop.has_kernels(whole):
         return

@@ -26,7 +26,7 @@ def saved(folder: Path, axes: list[str], *, outputs: bool = True) -> Path:
 def test_open_axes_that_are_too_many_for_their_ranges(rank: int, tmp_path: Path) -> None:
     axes = [f"size{i}" for i in range(rank)]
     model = saved(tmp_path, axes)
-    with pytest.raises(CompileError, match="at the largest sizes, found .*--size NAME=LOW:HIGH"):
+    with pytest.raises(CompileError, match=r"at the largest sizes, found .*--size NAME=LOW:HIGH"):
         compile_model(model, tmp_path / "plan.hjg", kind="function")
     compile_model(model, tmp_path / "plan.hjg", kind="function", sizes=dict.fromkeys(axes, (0, 3)))
 
