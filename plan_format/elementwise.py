@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -122,6 +122,15 @@ def spell(node: Node) -> str:
             return number(node.dtype, node.value)
         case Call():
             return f"{node.function}({', '.join(map(spell, node.arguments))})"
+
+
+def substituted(node: Node, nodes: Sequence[Node]) -> Node:
+    """The node with `nodes[i]` in place of operand i."""
+    if isinstance(node, Operand):
+        return nodes[node.index]
+    if isinstance(node, Call):
+        return replace(node, arguments=tuple(substituted(argument, nodes) for argument in node.arguments))
+    return node
 
 
 def number(dtype: str, value: float | int | bool) -> str:

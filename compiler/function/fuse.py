@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format.dtypes import DType
-from hjgc.plan_format.elementwise import Call, Node, Operand, parse, spell
+from hjgc.plan_format.elementwise import Call, Node, Operand, parse, spell, substituted
 
 MOST_OPERANDS = 8
 CHEAP_AGAIN = 4
@@ -77,11 +77,9 @@ def _joined(outer: Step, inner: Step, operand: Tensor) -> Step | None:
         return None
     kept = [tensor for tensor in outers if tensor != operand]
     inputs = list(dict.fromkeys([*kept, *inners]))
-    inner_node = _renumbered(_parsed(inner, inners), {i: inputs.index(tensor) for i, tensor in enumerate(inners)})
-    places: dict[int, int | Node] = {
-        i: inner_node if tensor == operand else inputs.index(tensor) for i, tensor in enumerate(outers)
-    }
-    node = _renumbered(_parsed(outer, outers), places)
+    inner_node = substituted(_parsed(inner, inners), [Operand(inputs.index(tensor)) for tensor in inners])
+    places = [inner_node if tensor == operand else Operand(inputs.index(tensor)) for tensor in outers]
+    node = substituted(_parsed(outer, outers), places)
     if len(inputs) > MOST_OPERANDS or _functions(node) > MOST_FUNCTIONS:
         return None
     operands = {f"x{i}": tensor for i, tensor in enumerate(inputs)} | {"y0": outer.operands["y0"]}
@@ -96,16 +94,6 @@ def _inputs(step: Step) -> list[Tensor]:
 def _parsed(step: Step, inputs: Sequence[Tensor]) -> Node:
     types: tuple[DType, ...] = tuple(tensor.dtype for tensor in inputs)
     return parse(str(step.attributes["expression"]), types)
-
-
-def _renumbered(node: Node, places: dict[int, int] | dict[int, int | Node]) -> Node:
-    """The node with its operands in other places, or other nodes instead of them."""
-    if isinstance(node, Operand):
-        place = places[node.index]
-        return Operand(place) if isinstance(place, int) else place
-    if isinstance(node, Call):
-        return replace(node, arguments=tuple(_renumbered(argument, places) for argument in node.arguments))
-    return node
 
 
 def _uses(node: Node, operands: Sequence[int]) -> int:

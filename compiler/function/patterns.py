@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
 from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.kernels.tiles_of_functions import MOST_BESIDE
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format.sizes import Expression
 
-MOST_BESIDE = 6
 BITS = (4, 2, 1)
 
 Groups = tuple[Sequence[Expression], Sequence[Expression], Sequence[Expression]]

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from hjgc.compiler.kernels.declaration import ABSENT, TRITON_TYPES, Axes, AxisValue, OneOf, Parameter, Whole
+from hjgc.compiler.kernels.tiles_of_functions import MOST_BESIDE
 
-MOST_BESIDE = 6
 ROLES = tuple(f"x{i}" for i in range(2, 2 + MOST_BESIDE))
 
 BESIDE_AXES = {

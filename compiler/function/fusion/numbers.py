@@ -6,13 +6,13 @@ means can be seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hjgc.compiler.function.fusion.flow import Flow, Workshop, expression_of
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
-from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell
+from hjgc.plan_format.elementwise import Number, Operand, spell, substituted
 from hjgc.plan_format.ops.shapes import broadcast
 
 
@@ -39,12 +39,3 @@ def _number(tensor: Tensor, workshop: Workshop) -> Number | None:
         return None
     value = workshop.tables.number(tensor)
     return None if value is None else Number(tensor.dtype, value)
-
-
-def substituted(node: Node, nodes: Sequence[Node]) -> Node:
-    """The node with `nodes[i]` in place of operand i."""
-    if isinstance(node, Operand):
-        return nodes[node.index]
-    if isinstance(node, Call):
-        return replace(node, arguments=tuple(substituted(argument, nodes) for argument in node.arguments))
-    return node

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
-from hjgc.compiler.function.fusion.numbers import substituted
 from hjgc.compiler.program import Step, Tensor
-from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell
+from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell, substituted
 from hjgc.plan_format.structs import Attribute
 
 FIRST = 2
