@@ -56,13 +56,21 @@ def _array(what: str, wanted: str, given: Any) -> NDArray[Any]:
         raise RunError(f"{what}: expected {wanted}, found a ragged list") from None
     found = str(array.dtype)
     if wanted == "string":
-        if array.dtype.kind not in "UO":
-            raise RunError(f"{what}: expected text, found {found}")
-        return array
+        return _text(what, array)
     if found != wanted:
         plain = not isinstance(given, np.ndarray | np.generic)
         array = _numbers(what, wanted, array) if plain else _from_bits(what, wanted, array)
     return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _text(what: str, array: NDArray[Any]) -> NDArray[Any]:
+    """As it is, if all of it is text."""
+    if array.dtype.kind not in "UO":
+        raise RunError(f"{what}: expected text, found {array.dtype}")
+    for item in array.flat if array.dtype.kind == "O" else ():
+        if not isinstance(item, str):
+            raise RunError(f"{what}: expected text, found {type(item).__name__} among it")
+    return array
 
 
 def _numbers(what: str, wanted: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -198,6 +199,10 @@ class Backend(Protocol):
         without any."""
         ...
 
+    def uncounted(self) -> AbstractContextManager[None]:
+        """The block runs launches for a check: `islands` does not count them."""
+        ...
+
     def close(self) -> None:
         """Give all memory back."""
         ...
@@ -208,11 +213,15 @@ class FunctionBackend(Backend, Protocol):
 
     def write_arguments(self, phase: str, rows: Rows, values: Sequence[Value]) -> None:
         """Give the phase its arguments, in their order, before what is launched after this call. The values are the
-        caller's again when it returns."""
+        caller's again after `end_call`."""
         ...
 
     def read_results(self, phase: str, rows: Rows) -> list[Value]:
         """The results of the phase, in their order, each new, once all that was launched before is done."""
+        ...
+
+    def end_call(self) -> None:
+        """Let go of what only the host holds of a call, however it ended: arguments, results, and what lies between."""
         ...
 
 

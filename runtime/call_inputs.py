@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class CallInputs:
     def check(self, inputs: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Value]]:
         """The sizes of the call, in the phase's order, and its arguments, in theirs. Raises RunError that names the
         first that does not fit."""
+        inputs = _by_name(inputs)
         look = self._look(inputs)
         rows = None if look is None else self._known.get(look)
         if rows is not None:
@@ -67,8 +68,8 @@ class CallInputs:
     def _bind(self, given: Mapping[str, Value]) -> tuple[int, ...]:
         """The sizes that these inputs have. Raises RunError where they disagree."""
         found: dict[str, int] = {}
-        for port in self._in_buffers:
-            shape = np.shape(given[port.name])
+        shapes = [(port, np.shape(given[port.name])) for port in self._ports.values() if _is_shaped(port, given)]
+        for port, shape in shapes:
             if len(shape) != len(port.shape or ()):
                 wanted = shape_text(port.shape)
                 raise RunError(f"input {port.name!r}: expected {wanted}, found {list(shape)}")
@@ -76,8 +77,8 @@ class CallInputs:
                 if isinstance(axis, Size):
                     found.setdefault(axis.name, size)
         self._check_ranges(found)
-        for port in self._in_buffers:
-            _check_shape(port, np.shape(given[port.name]), found)
+        for port, shape in shapes:
+            _check_shape(port, shape, found)
         return tuple(found.get(size.name, size.low) for size in self._phase.sizes)
 
     def _check_ranges(self, found: Mapping[str, int]) -> None:
@@ -88,6 +89,18 @@ class CallInputs:
                     f"expected {size.name} of {size.low} to {size.high}, found {value}; compile again with "
                     f"--size {size.name}={min(size.low, value)}:{max(size.high, value)}"
                 )
+
+
+def _by_name(inputs: Any) -> Mapping[str, Any]:
+    """Raises RunError for what is no mapping."""
+    if not isinstance(inputs, Mapping):
+        raise RunError(f"expected inputs by name, {{name: array}}, found {type(inputs).__name__}")
+    return cast(Mapping[str, Any], inputs)
+
+
+def _is_shaped(port: Port, given: Mapping[str, Value]) -> bool:
+    """Is a tensor given whose axes the plan declares? A list is none, nor is an optional that is left out."""
+    return port.shape is not None and isinstance(given[port.name], np.ndarray)
 
 
 def _check_shape(port: Port, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ class ContextFull(RunError):
 
 
 class SessionClosed(RunError):
-    """The session was closed before or during the request."""
+    """The session, or the function, was closed before or during the request."""
 
     def __init__(self) -> None:
-        super().__init__("expected an open session, found one that is closed; open another: Session(plan, backend)")
+        super().__init__("expected the plan to be open, found it closed; open it again: hjgc.load(plan)")

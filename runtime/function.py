@@ -118,10 +118,13 @@ class Function:
         step = self._router.begin()
         if self._router.asks(PHASE, SCHEDULE, rows):
             step.sample = self._samples.take(values)
-        self._backend.write_arguments(PHASE, rows, values)
-        if not self._router.run(PHASE, SCHEDULE, rows, 0, None, lambda: ticket.stopped, step):
-            raise _stopped(ticket, step)
-        found = self._router.finish(step, lambda: self._backend.read_results(PHASE, rows))
+        try:
+            self._backend.write_arguments(PHASE, rows, values)
+            if not self._router.run(PHASE, SCHEDULE, rows, 0, None, lambda: ticket.stopped, step):
+                raise _stopped(ticket, step)
+            found = self._router.finish(step, lambda: self._backend.read_results(PHASE, rows))
+        finally:
+            self._backend.end_call()
         self.calls += 1
         return found
 

@@ -64,7 +64,8 @@ class Gate:
             self._left[runner] = self._places(runner)
         tokens, start = self._left[runner][0]
         uses = self._uses_of(runner.phase)
-        report = _Trial(self._plan, self._backend, runner, uses, (tokens, start), stop).run(graph)
+        with self._backend.uncounted():
+            report = _Trial(self._plan, self._backend, runner, uses, (tokens, start), stop).run(graph)
         del self._left[runner][0]
         return report
 
@@ -182,10 +183,14 @@ class _Trial:
         self.backend.write_history(0, [*ids, NO_TOKEN])
 
     def _call_again(self, sample: Sample | None) -> None:
-        """The call up to the segment, once: what lies before may take long, and draw other numbers each time."""
+        """The call up to the segment, once: what lies before may take long."""
         assert sample is not None, "a graph of a function is asked for with the arguments of a call"
-        cast(FunctionBackend, self.backend).write_arguments(self.phase.name, self.tokens, sample.values)
-        self._run_before()
+        backend = cast(FunctionBackend, self.backend)
+        backend.write_arguments(self.phase.name, self.tokens, sample.values)
+        try:
+            self._run_before()
+        finally:
+            backend.end_call()
         self.inputs = self._snapshot(self._needed(self.runner.launches))
 
     def _run_before(self) -> None:

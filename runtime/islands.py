@@ -13,7 +13,8 @@ import importlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -119,7 +120,8 @@ class Islands:
             raise PlanError(file.path, problem, field="$.islands", next_step="try pip install 'hjgc[ort]'")
         self.ort: Any = importlib.import_module("onnxruntime")
         self.table = file.plan.islands
-        self.counts = Counts(len(self.table))
+        self.counts = self.running = Counts(len(self.table))
+        """`running`: what a run adds to; not what is reported while `uncounted`."""
         section = file.section("islands")
         self._sessions = [_session(self.ort, file, i, section) for i in range(len(self.table))]
         self._watch = _Watch()
@@ -127,10 +129,11 @@ class Islands:
     def bind(self, number: int, inputs: Sequence[Place], outputs: Sequence[Place]) -> Callable[[Stop | None], bool]:
         """A call that runs the island on these operands. It returns False if `stop` said so before the end. Raises
         RunError that names the island's nodes if it fails."""
-        if any(place.get is not None for place in inputs) or not all(place.is_tensor for place in outputs):
+        # What ONNX Runtime allocates for a binding serves its next run too: no place for what somebody may keep.
+        if any(place.memory is None for place in (*inputs, *outputs)):
             return lambda stop: self._run(number, self._fed(number, inputs), outputs, stop)
         ready = self._bound(number, inputs, outputs)
-        return lambda stop: self._run_bound(number, ready, outputs, stop)
+        return lambda stop: self._run_bound(number, ready, stop)
 
     def _fed(self, number: int, inputs: Sequence[Place]) -> dict[str, Value]:
         """The inputs by name; what is absent, an optional that was not given, is left out."""
@@ -153,21 +156,12 @@ class Islands:
         for name, place in zip(island.inputs, inputs, strict=True):
             binding.bind_ortvalue_input(name, self.wrap(place))
         for name, place in zip(island.outputs, outputs, strict=True):
-            if place.put is None:
-                binding.bind_ortvalue_output(name, self.wrap(place))
-            else:
-                binding.bind_output(name, "cpu")
+            binding.bind_ortvalue_output(name, self.wrap(place))
         return binding
 
-    def _run_bound(self, number: int, binding: Any, outputs: Sequence[Place], stop: Stop | None) -> bool:
+    def _run_bound(self, number: int, binding: Any, stop: Stop | None) -> bool:
         session = self._sessions[number]
-        if not self._guarded(number, stop, lambda options: session.run_with_iobinding(binding, options)):
-            return False
-        if any(place.put is not None for place in outputs):
-            for place, value in zip(outputs, binding.get_outputs(), strict=True):
-                if place.put is not None:
-                    place.put(value)
-        return True
+        return self._guarded(number, stop, lambda options: session.run_with_iobinding(binding, options))
 
     def _run(self, number: int, fed: dict[str, Value], outputs: Sequence[Place], stop: Stop | None) -> bool:
         session, names = self._sessions[number], list(self.table[number].outputs)
@@ -218,9 +212,18 @@ class Islands:
                 return False
             words = " ".join(str(error).split())[:400]
             raise RunError(f"{self._named(number)} failed in ONNX Runtime: {words}") from error
-        self.counts.runs += 1
-        self.counts.run_seconds += time.perf_counter() - begun
+        self.running.runs += 1
+        self.running.run_seconds += time.perf_counter() - begun
         return True
+
+    @contextmanager
+    def uncounted(self) -> Generator[None]:
+        """The block runs islands for nobody."""
+        self.running = Counts(len(self.table))
+        try:
+            yield
+        finally:
+            self.running = self.counts
 
     def _named(self, number: int) -> str:
         return named(self.table[number])

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +101,10 @@ def load(plan: str | Path, *, weights: str | Path | None = None, device: str | N
     """What serves the plan at this path: a `Function` for one that was compiled as a function, a `Session` for a
     decoder. The `options` are those of `open_session`; `functions` are for a decoder alone. Raises PlanError,
     InputError, RunError."""
+    known = signature(open_session).parameters
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is not None:
+        raise RunError(f"expected options among {', '.join(known)}, found {unknown!r}")
     opened = open_plan(plan, weights)
     given: dict[str, Any] = {"graph_bytes": GRAPH_BYTES, "capture": True, **options}
     if not opened.file.plan.is_function:

@@ -42,7 +42,7 @@ def make_report(
                 "off": dict(ahead.off),
             },
             "memory": dict(memory),
-            "totals": {**_totals(segments), "outside_buckets": router.outside_buckets},
+            "totals": {**_totals(segments, worker), "outside_buckets": router.outside_buckets},
         }
 
 
@@ -92,11 +92,14 @@ def _dynamic_entry(runner: DynamicRunner) -> dict[str, Any]:
     }
 
 
-def _totals(segments: list[dict[str, Any]]) -> dict[str, int]:
-    """`plain_runs` counts the static segments that ran without a graph; `dynamic_runs` those that can have none."""
+def _totals(segments: list[dict[str, Any]], worker: CaptureWorker) -> dict[str, int]:
+    """`plain_runs` counts the static segments that ran without a graph; `dynamic_runs` those that can have none. Hits
+    and plain runs are also those of sizes that have no entry any more."""
     static = [entry for entry in segments if entry["kind"] == "static"]
     states = Counter(entry["state"] for entry in static)
     sums = {name: sum(entry[name] for entry in static) for name in ("hits", "plain_runs", "bytes")}
+    sums["hits"] += worker.retired_hits
+    sums["plain_runs"] += worker.retired_plain_runs
     dynamic = sum(entry["runs"] for entry in segments if entry["kind"] == "dynamic")
     return {**sums, "dynamic_runs": dynamic, **{state.lower(): states[state] for state in State}}
 

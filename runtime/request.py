@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.structs import Plan
 from hjgc.runtime.backend import Backend, LogitsProcessor
-from hjgc.runtime.errors import ContextFull
+from hjgc.runtime.errors import Cancelled, ContextFull
 from hjgc.runtime.route import Router, Step, token_range
 from hjgc.runtime.turns import Ticket, Turns
 
@@ -76,7 +76,8 @@ class Request:
     ) -> None:
         self._stage = "over"
         self._overrun()
-        self._turns.give_back(self._ticket, kind)
+        # Whoever takes the error of a cancelled step inside of the block has no answer all the same.
+        self._turns.give_back(self._ticket, Cancelled if kind is None and self._ticket.cancelled else kind)
 
     def cancel(self) -> None:
         """Let the request end: at its next step, between two launches of a prompt, or while it waits for its turn."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
+from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, StaticSegment
 from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef, Rows
 from hjgc.runtime.errors import SessionClosed
@@ -41,15 +42,16 @@ class Ahead:
 
 
 class StaticRoute:
-    """One static segment: a runner for each bucket."""
+    """One static segment: a runner for each bucket. `barred`: why none may have a graph, if so."""
 
-    def __init__(self, phase: Phase, schedule: str, number: int, segment: StaticSegment) -> None:
+    def __init__(self, phase: Phase, schedule: str, number: int, segment: StaticSegment, barred: str = "") -> None:
         self.launches = segment.launches
         self.buckets = segment.key.buckets
         low, _ = token_range(phase)
         first = [low, *(bucket + 1 for bucket in self.buckets)]
+        place = phase.name, schedule, number, segment.launches
         self.runners = [
-            SegmentRunner(phase.name, schedule, number, segment.launches, bucket, max(shortest, -(-bucket // 2)))
+            SegmentRunner(*place, bucket, max(shortest, -(-bucket // 2)), barred)
             for bucket, shortest in zip(self.buckets, first, strict=False)
         ]
 
@@ -64,7 +66,7 @@ class StaticRoute:
 
 class ExactRoute:
     """One static segment of a function: a runner for each tuple of sizes that calls had lately, made when it is asked
-    for. `retire` gives up an old one, if that may be."""
+    for. `retire` gives up an old one, if that may be; `barred` is why none may have a graph, if so."""
 
     def __init__(
         self,
@@ -73,10 +75,11 @@ class ExactRoute:
         number: int,
         segment: StaticSegment,
         retire: Callable[[SegmentRunner], bool],
+        barred: str,
     ) -> None:
         self.launches = segment.launches
         self._place = phase.name, schedule, number, segment.launches
-        self._retire = retire
+        self._retire, self._barred = retire, barred
         self._runners: OrderedDict[Rows, SegmentRunner] = OrderedDict()
 
     @property
@@ -89,7 +92,7 @@ class ExactRoute:
         if rows not in self._runners:
             if len(self._runners) >= MOST_SIZES and not self._make_room():
                 return None
-            self._runners[rows] = SegmentRunner(*self._place, rows, rows)
+            self._runners[rows] = SegmentRunner(*self._place, rows, rows, self._barred)
         self._runners.move_to_end(rows)
         return self._runners[rows]
 
@@ -309,13 +312,21 @@ def token_range(phase: Phase) -> tuple[int, int]:
 
 
 def _routes(phase: Phase, schedule: Schedule, retire: Callable[[SegmentRunner], bool]) -> Iterator[Route]:
+    barred = ""
     for number, segment in enumerate(schedule.segments):
         if isinstance(segment, DynamicSegment):
             yield DynamicRunner(phase.name, schedule.name, number, _pieces(phase, segment), segment.reasons)
+            barred = barred or _unrepeatable(segment)
         elif phase.entry == "function":
-            yield ExactRoute(phase, schedule.name, number, segment, retire)
+            yield ExactRoute(phase, schedule.name, number, segment, retire, barred)
         else:
-            yield StaticRoute(phase, schedule.name, number, segment)
+            yield StaticRoute(phase, schedule.name, number, segment, barred)
+
+
+def _unrepeatable(segment: DynamicSegment) -> str:
+    """Why no graph of a later segment may be checked: to run this one again would change what it draws next."""
+    drawn = next((reason for reason in segment.reasons if reason.code is ReasonCode.RANDOM), None)
+    return "" if drawn is None else f"a check would draw the random numbers of {' <- '.join(drawn.chain)}"
 
 
 def _pieces(phase: Phase, segment: DynamicSegment) -> tuple[tuple[str | None, tuple[int, ...]], ...]:

@@ -2,12 +2,13 @@
 
     COLD -> WARM -> QUEUED -> BUILT -> PROMOTED -> EVICTED -> QUEUED ...
                     QUEUED -> REFUSED (why)
+            WARM -> REFUSED         (what runs before it cannot be repeated, so no graph of it could be checked)
                     QUEUED -> WARM          (the worker crashed: nobody will build it)
                               BUILT -> QUARANTINED (report)
                     any    -> COLD          (other code serves from now on)
 
 A runner exists for each (phase, schedule, segment, bucket), of a function for each tuple of sizes that calls had
-lately. Everything here is called under the worker's lock.
+lately. Everything that changes a state is called under the worker's lock.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class State(StrEnum):
 
 NEXT: dict[State, frozenset[State]] = {  # but for COLD, which `renew` returns to from anywhere
     State.COLD: frozenset({State.WARM}),
-    State.WARM: frozenset({State.QUEUED}),
+    State.WARM: frozenset({State.QUEUED, State.REFUSED}),
     State.QUEUED: frozenset({State.BUILT, State.REFUSED, State.WARM}),
     State.BUILT: frozenset({State.PROMOTED, State.QUARANTINED}),
     State.PROMOTED: frozenset({State.EVICTED}),
@@ -62,13 +63,21 @@ class IllegalTransition(RuntimeError):
 
 class SegmentRunner:
     """One static segment of one schedule at one bucket. `shortest` is the shortest length that the bucket serves; of a
-    function both are the sizes that it serves, and `sample` is a call of them while its graph is to be checked."""
+    function both are the sizes that it serves, and `sample` is a call of them while its graph is to be checked.
+    `barred` says why it may have no graph whatever it computes, if so."""
 
     def __init__(
-        self, phase: str, schedule: str, segment: int, launches: tuple[int, ...], bucket: Rows, shortest: Rows
+        self,
+        phase: str,
+        schedule: str,
+        segment: int,
+        launches: tuple[int, ...],
+        bucket: Rows,
+        shortest: Rows,
+        barred: str = "",
     ) -> None:
         self.phase, self.schedule, self.segment = phase, schedule, segment
-        self.launches, self.bucket, self.shortest = launches, bucket, shortest
+        self.launches, self.bucket, self.shortest, self.barred = launches, bucket, shortest, barred
         self.state = State.COLD
         self.history: deque[str] = deque(maxlen=REMEMBERED)
         self.graph: Graph | None = None
@@ -141,12 +150,12 @@ class SegmentRunner:
         if self.state is not State.COLD:
             self.history.append(f"{self.state} -> {State.COLD}")
         self.state, self.why, self.report, self.aborted_checks = State.COLD, "", None, 0
-        self.sample = None
         return self.forget()
 
     def forget(self) -> Graph | None:
         """The graph if there is one, to be released by the caller: the session ends, so the state stays as it was."""
         graph, self.graph = self.graph, None
+        self.sample = None
         return graph
 
     def _become(self, state: State) -> None:

@@ -177,10 +177,10 @@ class Turns:
 
 
 def _outcome(ticket: Ticket, ended_by: type[BaseException] | None) -> str:
-    if ticket.cancelled:
-        return "cancelled"
     if ended_by is None:
         return "finished"
+    if ticket.cancelled:
+        return "cancelled"
     if issubclass(ended_by, DeadlineExceeded):
         return "expired"
     return "abandoned" if issubclass(ended_by, GeneratorExit) else "failed"

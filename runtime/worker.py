@@ -53,7 +53,8 @@ there would be no graph where somebody always waits. It delays those behind it, 
 
 
 class CaptureWorker:
-    """The background worker. `take`, `put_back` and `ran_plainly` are for the thread that serves a request."""
+    """The background worker. `take`, `put_back`, `launching`, `ran_plainly`, `may_ask` and `retire` are for the thread
+    that serves a request, `renewing` for who holds the device between two; the rest is for any thread."""
 
     def __init__(self, backend: Backend, gate: Gate, turns: Turns, limit: int) -> None:
         self.lock = threading.RLock()
@@ -79,6 +80,7 @@ class CaptureWorker:
         self._starved = self._pacing = self._closing = self._insisting = False
         self._building = threading.Lock()
         self.renewed = self.retired = 0
+        self.retired_hits = self.retired_plain_runs = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -102,7 +104,8 @@ class CaptureWorker:
         if self.state == "running":
             self.state = "closed"
         with self.lock:
-            graphs = [(runner, graph) for runner in self.budget.runners if (graph := runner.forget()) is not None]
+            runners = [*self.budget.runners, *self._queue]
+            graphs = [(runner, graph) for runner in runners if (graph := runner.forget()) is not None]
         for runner, graph in graphs:
             self._release(runner, graph)
 
@@ -146,6 +149,8 @@ class CaptureWorker:
             runner.last_start = start
             if runner.state is State.COLD:
                 runner.warm()
+            if self.accepts and runner.barred and runner.state is State.WARM:
+                runner.refuse(runner.barred)
             if self.may_ask(runner) and (sample is not None or not runner.is_exact):
                 runner.queue(sample)
                 self._queue.append(runner)
@@ -153,15 +158,18 @@ class CaptureWorker:
 
     def may_ask(self, runner: SegmentRunner) -> bool:
         """Would a plain run ask for a graph?"""
-        return self.accepts and runner.state in (State.COLD, State.WARM, State.EVICTED)
+        return self.accepts and not runner.barred and runner.state in (State.COLD, State.WARM, State.EVICTED)
 
     def retire(self, runner: SegmentRunner) -> bool:
-        """Nobody will ask for this runner any more: release its graph. False, and nothing is done, while the graph is
-        in use or traffic waits for it."""
+        """Nobody will ask for this runner any more: release its graph, and keep what it counted. False, and nothing is
+        done, while the graph is in use or traffic waits for it."""
         with self.lock:
             if runner.uses or runner.state in PENDING:
                 return False
             self.retired += 1
+            self.retired_hits += runner.hits
+            self.retired_plain_runs += runner.plain_runs
+            runner.hits = runner.plain_runs = 0
             graph = runner.evict() if runner.state is State.PROMOTED else None
         if graph is not None:
             self._release(runner, graph)
@@ -458,6 +466,8 @@ class CaptureWorker:
             self.state = f"crashed: {type(error).__name__}: {error}"
             for runner in self._queue:
                 runner.unqueue()
+            for runner in self._built:
+                runner.sample = None  # nobody will check it
             self._queue.clear()
             self._settled.notify_all()
 

@@ -86,7 +86,10 @@ def write_arrays(path: Path, outputs: Mapping[str, Any]) -> None:
             arrays[name] = np.asarray(value)
     arrays = {name: _storable(array) for name, array in arrays.items()}
     data = io.BytesIO()
-    np.savez(data, **arrays)
+    with zipfile.ZipFile(data, "w") as archive:  # numpy.savez keeps names such as `file` for itself
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     write_atomically(path, data.getvalue())
 
 

@@ -61,7 +61,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="hjgc")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Compile a decoder language model in ONNX into a plan, and serve the plan.
+    """Compile a model in ONNX into a plan, and serve the plan: a decoder language model, or any other as a function.
 
     Results go to standard output, progress and errors to standard error. Each command has an example: hjgc COMMAND
     --help."""

@@ -10,6 +10,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,9 @@ class CpuBackend:
             for port in self._phases[phase].results
         ]
 
+    def end_call(self) -> None:
+        self._values.clear()
+
     def _array(self, phase: str, index: int, rows: Rows) -> NDArray[Any]:
         """A buffer of a function's, as an array that shares its memory; of bfloat16 as uint16."""
         return _shared(self._buffer(self._phases[phase], index, rows))
@@ -212,6 +216,9 @@ class CpuBackend:
 
     def islands(self) -> dict[str, Any] | None:
         return None if self._islands is None else self._islands.counts.as_data()
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._islands is None else self._islands.uncounted()
 
     def close(self) -> None:
         if self._islands is not None:

@@ -8,7 +8,7 @@ is needed, nor a compiler.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,9 @@ class CudaBackend:
         self._driver.make_current()
         return self._ports.read(phase, rows)
 
+    def end_call(self) -> None:
+        self._values.clear()
+
     def run(
         self,
         phase: str,
@@ -214,6 +217,9 @@ class CudaBackend:
 
     def islands(self) -> dict[str, Any] | None:
         return None if self._islands is None else self._islands.report()
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._islands is None else self._islands.uncounted()
 
     def _chain(self, phase: str, launches: tuple[int, ...]) -> Chain:
         chain = self._chains.get((phase, launches))

@@ -9,6 +9,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -80,7 +81,7 @@ class DeviceIslands:
         done = time.perf_counter()
         for address, memory in bound.up:
             self._driver.send(address, memory, self._stream)
-        counts = self._islands.counts
+        counts = self._islands.running
         counts.to_host += sum(memory.nbytes for memory, _ in bound.down)
         counts.to_device += sum(memory.nbytes for _, memory in bound.up)
         counts.copy_seconds += fetched - begun + time.perf_counter() - done
@@ -122,9 +123,9 @@ class DeviceIslands:
                 place += -(-view.nbytes // ALIGNMENT) * ALIGNMENT
                 address = self._memory.address("buffer", operand.index, phase.name)
                 raw = view.reshape(-1).view(np.uint8)
-                if operand.access == "read":
+                if view.nbytes and operand.access == "read":
                     bound.down.append((raw, address))
-                else:
+                elif view.nbytes:
                     bound.up.append((address, raw))
                 places.append(Place(memory=view, dtype=dtype))
         kernel = next(kernel for kernel in launch.kernels.values() if isinstance(kernel, IslandCall))
@@ -141,6 +142,9 @@ class DeviceIslands:
 
     def report(self) -> dict[str, Any]:
         return self._islands.counts.as_data()
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        return self._islands.uncounted()
 
     def close(self) -> None:
         self._calls.clear()

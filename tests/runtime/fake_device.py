@@ -11,6 +11,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,8 @@ class FakeDevice:
         self.before_read()
         ports = self.plan.phase(phase).results
         return [self._view(MemoryRef("buffer", port.index, phase), 0, rows).copy() for port in ports]
+
+    def end_call(self) -> None: ...
 
     def run(
         self,
@@ -203,6 +206,9 @@ class FakeDevice:
 
     def islands(self) -> None:
         return None
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         self.closed = True

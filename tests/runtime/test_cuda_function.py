@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,10 @@ AROUND = """around (float[N,4] a, bool go) => (y) {
 TEXT = """text (string[N] x, float[N] a) => (string[N] y, b, float[K] c)
 { y = Identity(x) b = Exp(a) n = NonZero(b) k = Cast <to = 1> (n) c = Squeeze(k) }"""
 """Values that only the host holds, given, computed and taken."""
+COUNTED = """counted (float[N] x) => (y, k, z) {
+    y = Exp(x) k = NonZero(y) t = Cast <to = 8> (y) u = Cast <to = 1> (t) z = Neg(u)
+}"""
+"""An island between two launches gives what the host holds and what lies in a buffer."""
 
 
 def floats(*shape: int) -> Array:
@@ -253,6 +258,32 @@ def test_text_and_shapes_that_depend_on_numbers_stay_with_the_host(opening: Open
         assert found["y"].tolist() == words
         np.testing.assert_array_equal(found["b"], a + 1)
         assert found["c"].tolist() == np.flatnonzero(a + 1).tolist()
+
+
+def test_what_an_island_left_with_the_host_stays_as_it_is(opening: Opening) -> None:
+    function = opening(COUNTED, {}, capture=False)
+    found = [function({"x": x})["k"] for x in ([1, -1, 2], [-1, 1, 2], [-1, -1, 1], [1, 1, 1])]
+    assert [k.tolist() for k in found] == [[[0, 2]], [[1, 2]], [[2]], [[0, 1, 2]]]
+
+
+@pytest.mark.parametrize("later", [[-1, 1, 2], [1, 1, 1]])
+def test_a_check_with_an_earlier_call_leaves_the_results_of_a_later_one_alone(
+    later: list[int], opening: Opening, driver: AddingDriver
+) -> None:
+    function, may_build, instantiate = opening(COUNTED, {}), threading.Event(), driver.instantiate
+    driver.instantiate = lambda *given: instantiate(*given) if may_build.wait(PATIENCE) else ()  # type: ignore
+    function({"x": [1, -1, 2]})
+    found = function({"x": later})
+    may_build.set()
+    assert function.wait_captured(PATIENCE)
+    assert function.report()["totals"]["promoted"] == 2
+    assert found["k"].tolist() == [np.flatnonzero(np.add(later, 1)).tolist()]
+
+
+def test_nothing_is_copied_of_axes_of_nothing(opening: Opening, driver: AddingDriver) -> None:
+    function = opening(AROUND, {"N": (0, 8)}, capture=False)
+    assert function({"a": floats(0, 4), "go": True})["y"].shape == (0, 4)
+    assert (driver.log.count("send"), driver.log.count("fetch")) == (1, 1)  # of `go`
 
 
 def builder() -> FakeChild:

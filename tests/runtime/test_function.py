@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,61 @@ def test_text_goes_in_and_comes_out(made: Made) -> None:
         function({"x": np.arange(2)})
 
 
+TEXTS = "texts (string[N] t, string[2] u, float[M] x) => (y, v) { a = Cast <to = 1> (t) y = Neg(a) v = Identity(u) }"
+PLAIN = {"t": ["1", "2", "3"], "u": ["a", "b"], "x": [1.0]}
+
+
+def test_sizes_may_be_those_of_what_only_the_host_holds(made: Made) -> None:
+    function = made(TEXTS, N=(0, 3))
+    for n in (3, 0, 2):
+        texts = np.array(["1", "2", "3"][:n], str)
+        assert function(PLAIN | {"t": texts})["y"].tolist() == [-1, -2, -3][:n]
+    eighths = made("eighths (float8e4m3fn[N,4] x) => (y) { a = Cast <to = 1> (x) y = Neg(a) }")
+    np.testing.assert_array_equal(eighths({"x": np.ones((3, 4), ml_dtypes.float8_e4m3fn)})["y"], -np.ones((3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"t": np.array(["1"] * 4)}, "expected N of 0 to 3, found 4; compile again with --size N=0:4"),
+        ({"t": np.array([["1"]])}, r"input 't': expected \[N\], found \[1, 1\]"),
+        ({"u": ["a", "b", "c"]}, r"input 'u': expected \[2\], found \[3\]"),
+        ({"u": "a"}, r"input 'u': expected \[2\], found \[\]"),
+        ({"u": np.array(["a", 1], object)}, "input 'u': expected text, found int among it"),
+        ({"u": [None, "a"]}, "input 'u': expected text, found NoneType among it"),
+    ],
+)
+def test_what_only_the_host_holds_is_checked_like_any_other_array(made: Made, inputs: Any, words: str) -> None:
+    function = made(TEXTS, N=(0, 3))
+    with pytest.raises(RunError, match=words):
+        function(PLAIN | inputs)
+    assert function(PLAIN)["y"].tolist() == [-1, -2, -3]
+
+
+def test_text_of_other_axes_than_an_array_beside_it_is_refused(made: Made) -> None:
+    function = made("beside (string[N] t, float[N] x) => (y) { a = Cast <to = 1> (t) y = Add(a, x) }")
+    assert function({"t": ["1", "2"], "x": [1.0, 2.0]})["y"].tolist() == [2, 4]
+    with pytest.raises(RunError, match=r"input 'x': expected \[N\] \(N = 2\), found \[3\]"):
+        function({"t": ["1", "2"], "x": [1.0, 2.0, 3.0]})
+
+
+@pytest.mark.parametrize("word", ["1", "no number"])
+def test_nothing_keeps_the_arguments_of_a_call_that_has_ended(made: Made, word: str) -> None:
+    function, text = made(TEXTS), np.array([word], object)
+    held = weakref.ref(text)
+    with suppress(RunError):
+        function(PLAIN | {"t": text})
+    del text
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize("inputs", [None, [1], 5])
+def test_inputs_without_names_are_refused(made: Made, inputs: Any) -> None:
+    with pytest.raises(RunError, match=f"expected inputs by name, .* found {type(inputs).__name__}"):
+        made(PAIR)(inputs)
+
+
 SEQUENCE = """sequence (seq(float[N]) x, float[N] more) => (seq(float[N]) y, int64 count)
 { y = SequenceInsert(x, more) count = SequenceLength(y) }"""
 
@@ -290,5 +348,7 @@ def test_a_function_is_no_session(tmp_path: Path) -> None:
         open_session(plan)
     with hjgc.load(plan, graph_bytes=0, capture=False, strict=True, trust="plan") as function:
         assert [port.name for port in function.inputs + function.outputs] == ["a", "b", "c", "d"]
+    with pytest.raises(RunError, match=r"expected options among .*, found 'nonsense'"):
+        hjgc.load(tmp_path / "not opened.hjg", nonsense=1)
     with pytest.raises(RunError, match="expected no functions of the caller's for a plan that is a function"):
         hjgc.load(plan, functions={"f": lambda rows: rows})

@@ -31,6 +31,7 @@ PAIR = "pair (float[N,4] a, float[N,M] b) => (c, d) { c = Exp(a) d = Neg(b) }"
 """Two launches, one static segment."""
 DRAWN = "drawn (float[N,4] a) => (y, r) { t = Exp(a) r = RandomNormalLike(t) y = Add(t, r) }"
 """A launch, an island, a launch."""
+SEEDED = DRAWN.replace("Like", "Like <seed = 7.0> ")
 CHOSEN = """chosen (float[N,4] a, bool go) => (y) {
     t = Exp(a)
     r = If(go) <
@@ -143,13 +144,28 @@ def test_islands_run_between_graphs(made: Made) -> None:
     assert entry(function, 3, segment=2)["hits"] == 2
 
 
-def test_an_island_that_draws_other_numbers_each_time_does_not_spoil_the_check_behind_it(made: Made) -> None:
-    function = made(DRAWN, N=(1, 8))
-    function({"a": floats(2, 4)})
-    captured(function)
-    assert entry(function, 2, segment=2)["state"] == "PROMOTED"
-    found = function({"a": floats(2, 4)})
-    np.testing.assert_allclose(found["y"], np.exp(floats(2, 4)) + found["r"], rtol=1e-6)
+def test_random_numbers_are_drawn_for_calls_alone(made: Made, tmp_path: Path) -> None:
+    function, inputs, found = made(SEEDED, N=(1, 8)), {"a": floats(2, 4)}, list[Outputs]()
+    for _ in range(3):
+        found.append(function(inputs))
+        captured(function)
+    with hjgc.load(tmp_path / "plan0.hjg", capture=False) as plainly:
+        assert all(same(plainly(inputs), outputs) for outputs in found)
+    assert (entry(function, 2)["state"], entry(function, 2)["hits"]) == ("PROMOTED", 2)
+    behind = entry(function, 2, segment=2)
+    assert (behind["state"], behind["plain_runs"], function.report()["totals"]["refused"]) == ("REFUSED", 3, 1)
+    assert behind["why"].startswith("a check would draw the random numbers of ")
+    assert "ai.onnx.RandomNormalLike draws random numbers" in behind["why"]
+    assert function._samples.used == 0
+
+
+def test_what_islands_did_for_checks_is_not_counted(made: Made) -> None:
+    function = made(CHOSEN, N=(1, 8))
+    for n in (3, 4, 3):
+        function({"a": floats(n, 4), "go": True})
+        captured(function)
+    assert function.report()["worker"]["builds"] == 4
+    assert function.report()["islands"]["runs"] == 3
 
 
 def test_a_launch_that_fails_in_a_graph_names_its_node(made: Made) -> None:
@@ -226,9 +242,9 @@ def test_graphs_of_some_sizes_may_lie_and_those_of_others_serve(calling: Calling
 
 
 def test_a_segment_behind_an_island_is_checked_on_what_the_call_made_of_it(calling: Calling) -> None:
-    function, device = calling(DRAWN)
+    function, device = calling(CHOSEN)
     device.corrupt = {device.plan.phase(PHASE).launches[2].name}
-    function({"a": floats(2, 4)})
+    function({"a": floats(2, 4), "go": True})
     captured(function)
     assert [entry(function, 2, segment=number)["state"] for number in (0, 2)] == ["PROMOTED", "QUARANTINED"]
 
@@ -270,6 +286,16 @@ def test_sizes_that_nobody_calls_any_more_give_way_to_others(calling: Calling, m
     assert function.report()["budget"]["used"] == 2 * GRAPH
 
 
+def test_what_sizes_counted_stays_when_they_give_way(calling: Calling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "MOST_SIZES", 1)
+    function, _ = calling()
+    for n in (1, 1, 2, 2, 2, 3):
+        function(pair(n))
+        captured(function)
+    totals = function.report()["totals"]
+    assert (totals["hits"], totals["plain_runs"], totals["promoted"]) == (3, 3, 1)
+
+
 def test_sizes_whose_graphs_are_still_to_come_give_way_to_nobody(
     calling: Calling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +320,35 @@ def test_arguments_are_kept_until_the_graph_is_checked(calling: Calling) -> None
     device.build_may_finish.set()
     captured(function)
     assert (entry(function, 2, 3)["state"], function._samples.used) == ("PROMOTED", 0)
+
+
+def test_closing_lets_go_of_arguments_whose_graphs_are_still_to_come(
+    calling: Calling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, device = calling()
+    device.build_may_finish.clear()
+    for n in (1, 2):
+        function(pair(n))
+    thread = function._worker._thread
+    assert thread is not None
+    join = thread.join
+    monkeypatch.setattr(thread, "join", lambda: device.build_may_finish.set() or join())
+    function.close()
+    assert [runner.sample for runner in function._router.runners] == [None, None]
+
+
+def test_a_worker_that_crashed_lets_go_of_arguments(calling: Calling) -> None:
+    function, device = calling()
+
+    def crash(name: str) -> None:
+        if threading.current_thread().name.startswith("hjgc-capture"):
+            raise SystemExit("a bug of ours")
+
+    device.before_launch = crash
+    function(pair())
+    assert not function.wait_captured(PATIENCE)
+    assert function.report()["worker"]["state"] == "crashed: SystemExit: a bug of ours"
+    assert (entry(function, 2, 3)["state"], [r.sample for r in function._router.runners]) == ("BUILT", [None])
 
 
 def test_where_arguments_find_no_room_a_later_call_asks_for_the_graph(calling: Calling) -> None:
@@ -396,6 +451,15 @@ def test_a_call_is_cancelled_between_two_launches_and_the_next_is_served(calling
     device.before_launch = lambda name: None
     assert same(function(pair()), expected)
     assert function.report()["requests"]["cancelled"] == 1
+
+
+def test_a_cancellation_that_comes_too_late_leaves_a_finished_call(calling: Calling) -> None:
+    function, device = calling(capture=False)
+    expected = function(pair())
+    device.before_read = function.cancel
+    assert same(function(pair()), expected)
+    requests = function.report()["requests"]
+    assert (requests["finished"], requests["cancelled"]) == (2, 0)
 
 
 def test_a_call_is_cancelled_between_a_graph_and_the_island_behind_it(calling: Calling) -> None:

@@ -273,6 +273,6 @@ def test_closing_waits_for_the_step_in_flight() -> None:
             device.snapshot = note  # type: ignore[method-assign]
             result(submit(session.close))
             assert drained.wait(PATIENCE)
-            with pytest.raises(RunError, match="expected an open session"):
+            with pytest.raises(RunError, match="expected the plan to be open, found it closed"):
                 request.decode()
         assert device.living == []

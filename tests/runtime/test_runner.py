@@ -41,6 +41,7 @@ LEGAL = {
     (State.QUEUED, State.BUILT),
     (State.QUEUED, State.REFUSED),
     (State.QUEUED, State.WARM),
+    (State.WARM, State.REFUSED),
     (State.BUILT, State.PROMOTED),
     (State.BUILT, State.QUARANTINED),
     (State.PROMOTED, State.EVICTED),

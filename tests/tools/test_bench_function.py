@@ -143,9 +143,10 @@ def test_calls_are_cut_into_turns(count: int, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--lengths", "3"), "--lengths: expected options of a plan that is a function, found one of a decoder's"),
-        (("--onnx", "m.onnx"), "--onnx: expected options of a plan that is a function, found one of a decoder's"),
-        (("--decode", "64"), "--decode: expected options of a plan that is a function"),
+        (("--lengths", "3"), "--lengths: expected a decoder with this option, found a plan that is a function"),
+        (("--onnx", "m.onnx"), "--onnx: expected a decoder with this option, found a plan that is a function"),
+        (("--launches",), "--launches: expected a decoder with this option, found a plan that is a function"),
+        (("--decode", "64"), "--decode: expected a decoder with this option"),
         (("--mode", "hybrid"), "--mode: expected plain, jit or graph for a plan that is a function, found hybrid"),
         (("--size", "N=9"), "--size: expected N of 0 to 8, found 9; compile again with --size N=0:9"),
         (("--size", "Q=9"), "--size: expected a size of the plan's inputs (N, K), found 'Q'"),
@@ -168,7 +169,7 @@ def test_a_decoder_takes_no_options_of_a_function(hjgc: CommandLine, tmp_path: P
     ran = hjgc("bench", write_small_plan(tmp_path), "--calls", "3")
     assert ran.code == 2
     assert (
-        "--calls: expected options of a decoder, found one of a plan that is a function; leave --calls out" in ran.error
+        "--calls: expected a plan that is a function with this option, found a decoder; leave --calls out" in ran.error
     )
 
 

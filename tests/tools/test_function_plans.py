@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from hjgc.tools.calling import read_arrays, write_arrays
 from tests.plan_format.function_plan import write_function_plan
 from tests.runtime.functions import write_function
 from tests.tools.command_line import CommandLine, write_small_plan
@@ -43,6 +44,20 @@ def test_a_function_is_called_and_its_outputs_are_written(
     with np.load(tmp_path / "y.npz") as found:
         np.testing.assert_allclose(found["y"], np.exp(-np.exp(A)).reshape(-1), rtol=1e-6)
         assert found["words"].tolist() == ["one", "☃"]
+
+
+def test_arrays_may_have_any_name(tmp_path: Path) -> None:
+    arrays = {"file": np.arange(3), "allow_pickle": np.float32(1), "/a/b:0": np.array(["☃"])}
+    write_arrays(tmp_path / "x.npz", arrays)
+    found = read_arrays(tmp_path / "x.npz")
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "file": [0, 1, 2], "allow_pickle": 1.0, "/a/b:0": ["☃"]
+    }  # fmt: skip
+
+
+def test_a_function_is_not_tuned(hjgc: CommandLine, function: Path, tmp_path: Path) -> None:
+    ran = hjgc("tune", function, "-o", tmp_path / "tuned.hjg")
+    assert ran.code == 2 and "expected a decoder's plan, whose steps can be measured, found one that is" in ran.error
 
 
 def test_json_tells_shapes_and_the_report(hjgc: CommandLine, function: Path, feed: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_tolerance_that_is_given_stands_for_all(hjgc: CommandLine, written: Pa
         (("--size", "Q=1"), "--size: expected a size of the plan's inputs (N), found 'Q'"),
         (("--size", "N=513"), "--size: expected N of 0 to 512, found 513; compile again with --size N=0:513"),
         (("--size", "N"), "expected NAME=VALUE, say batch=8, found 'N'"),
-        (("--steps", "3"), "--steps: expected options of a plan that is a function, found one of a decoder's"),
+        (("--steps", "3"), "--steps: expected a decoder with this option, found a plan that is a function"),
         (("--size", "N=1", "--feed", "x.npz"), "--size: expected made-up inputs, found --feed too"),
         (("--feed", "nowhere.npz"), "nowhere.npz: expected a file of arrays, found nothing there"),
         (("--device", "tpu"), "expected a plan for tpu, found one for cpu"),
@@ -166,6 +166,4 @@ def test_options_of_a_function_need_a_function_and_a_model(hjgc: CommandLine, wr
     (tmp_path / "decoder").mkdir()
     ran = hjgc("verify", write_small_plan(tmp_path / "decoder"), "--feed", "x.npz")
     assert ran.code == 2
-    assert (
-        "--feed: expected options of a decoder, found one of a plan that is a function; leave --feed out" in ran.error
-    )
+    assert "--feed: expected a plan that is a function with this option, found a decoder; leave --feed out" in ran.error

@@ -141,6 +141,8 @@ TIMED = {
             '{"rows": [{"system": "hjgc", "length": 1, "ttft_ms": {"p50": NaN}}]}',
             "expected the result of `hjgc bench`",
         ),
+        ("--bench", '{"schema": "hjgc-bench-calls-1", "rows": []}', "found calls of a function; leave --bench out"),
+        ("--report", '{"segments": [], "model": "another"}', "expected a report of small, found one of another"),
         ("--report", '{"segments": [{}]}', "expected what `session.report()` gives"),
         ("--bench", '{"rows": [], "launches": [{}]}', "expected launches of this plan"),
         ("--bench", '{"rows": [], "launches": 3}', "expected launches of this plan"),

@@ -50,7 +50,7 @@ OF_FUNCTIONS = ("sizes", "feed", "calls", "against")
 @click.option(
     "--rest", type=click.FloatRange(0, 60e3), metavar="MS", help="GPU: without work before each prompt.  [default: 0]"
 )
-@click.option("--launches", is_flag=True, help="GPU: time each kind of launch too, for `hjgc view --bench`.")
+@click.option("--launches", is_flag=True, help="GPU, a decoder: time each kind of launch too, for `hjgc view --bench`.")
 @click.option(
     "--mode",
     "mode",
@@ -130,11 +130,11 @@ def command(
 def _check_options(plan: Plan, modes: Sequence[str]) -> None:
     """Raises InputError for options that make no sense for this plan."""
     if not plan.is_function:
-        refuse_options(OF_FUNCTIONS, "expected options of a decoder, found one of a plan that is a function")
+        refuse_options(OF_FUNCTIONS, "expected a plan that is a function with this option, found a decoder")
         return
     from hjgc.tools.benching.function import check_modes
 
-    refuse_options(OF_DECODERS, "expected options of a plan that is a function, found one of a decoder's")
+    refuse_options(OF_DECODERS, "expected a decoder with this option, found a plan that is a function")
     check_modes(modes)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Search for faster kernels on this machine's GPU.",
+    short_help="Search for faster kernels of a decoder on this machine's GPU.",
     epilog=example("hjgc tune plan.hjg -o tuned.hjg --seconds 120"),
 )
 @click.argument("plan", type=FILE)
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 @click.option("--weights", type=FILE, help="The folder of the plan's weights.  [default: the plan's folder]")
 @as_json
 def command(plan: Path, output: Path, seconds: float, phase: str | None, weights: Path | None, as_json: bool) -> None:
-    """Measure other axes for the kernels of PLAN, each in the whole step, and write a plan with those that are faster.
+    """Measure other axes for the kernels of PLAN, a decoder's, each in the whole step, and write a plan with those that
+    are faster.
 
     Needs the GPU that the plan is for, the plan's weights and the extra aot. Launches, memory and weights stay as they
     are, and nothing is exported again. A search that is cut short keeps what it found. Bits may differ from the old
@@ -38,6 +39,7 @@ def command(plan: Path, output: Path, seconds: float, phase: str | None, weights
     from hjgc.compiler.retune import check_templates, gathered
 
     with console.stages() as tell, plan_format.load(plan) as file:
+        _check_decoder(file)
         check_templates(file.plan, plan)
         target, tuned = _search(file, weights or plan.parent, seconds, phase, tell)
         made = gathered(file, tuned.plan, tuned.added, {"tuned": target})
@@ -47,6 +49,13 @@ def command(plan: Path, output: Path, seconds: float, phase: str | None, weights
         console.result_json(as_data(output, tuned))
     else:
         console.result("\n".join(text(output, tuned)))
+
+
+def _check_decoder(file: PlanFile) -> None:
+    """Raises PlanError for a plan that is a function."""
+    if file.plan.is_function:
+        problem = "expected a decoder's plan, whose steps can be measured, found one that is a function"
+        raise PlanError(file.path, problem, field="$.phases", next_step="its kernels are served as they were compiled")
 
 
 def _search(file: PlanFile, root: Path, seconds: float, phase: str | None, tell: Any) -> tuple[str, Tuned]:

@@ -84,7 +84,7 @@ def command(
     weights_root: Path | None,
     as_json: bool,
 ) -> int:
-    """Check that PLAN decodes, is legal and has the weights that it was compiled against.
+    """Check that PLAN is whole, is legal and has the weights that it was compiled against.
 
     With --against, ONNX Runtime judges: logits and greedy tokens of the prompt and of each decode step. Where they
     differ, the first tensor that does is named, with the launch that wrote it and its ONNX node. Of a plan that is a
@@ -120,9 +120,9 @@ def command(
 def _check_options(*, is_function: bool, against: Path | None, feed: Path | None, sizes: Sequence[object]) -> None:
     """Raises InputError for what makes no sense for this plan, or together."""
     if is_function:
-        refuse_options(OF_DECODERS, "expected options of a plan that is a function, found one of a decoder's")
+        refuse_options(OF_DECODERS, "expected a decoder with this option, found a plan that is a function")
     else:
-        refuse_options(OF_FUNCTIONS, "expected options of a decoder, found one of a plan that is a function")
+        refuse_options(OF_FUNCTIONS, "expected a plan that is a function with this option, found a decoder")
     if against is None:
         refuse_options(OF_FUNCTIONS, "expected --against MODEL.onnx with it, found none")
     if feed is not None and sizes:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.argument("plan", type=FILE)
 @click.argument("other", type=FILE, required=False)
 @click.option("-o", "--output", type=FILE, help="The page.  [default: the plan's name with .html, in this folder]")
-@click.option("--report", type=FILE, metavar="R.json", help="What a session did: `session.report()` as JSON.")
-@click.option("--bench", type=FILE, metavar="B.json", help="What was measured: the result of `hjgc bench -o`.")
+@click.option("--report", type=FILE, metavar="R.json", help="What PLAN did when it was served: its `report()` as JSON.")
+@click.option("--bench", type=FILE, metavar="B.json", help="A decoder: what `hjgc bench -o` measured.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
 @as_json
 def command(
@@ -71,7 +71,7 @@ def _data(plans: list[PlanFile], report: Path | None, bench: Path | None) -> dic
     return {
         "plans": [page_data(file) for file in plans],
         "diff": differences(side(plans[0]), side(plans[1]), ()) if len(plans) > 1 else None,
-        "report": None if report is None else measured.report(report),
+        "report": None if report is None else measured.report(plans[0].plan, report),
         "measured": [] if bench is None else measured.measured(plans[0].plan, bench),
         "timed": [] if bench is None else measured.launch_times(plans[0].plan, bench),
     }

@@ -30,10 +30,19 @@ def read_json(path: Path, option: str, wanted: str) -> dict[str, Any]:
     return found
 
 
+def read_bench(path: Path) -> dict[str, Any]:
+    """Raises InputError for what is no result of a bench of a decoder."""
+    bench = read_json(path, "--bench", "rows")
+    if str(bench.get("schema")).startswith("hjgc-bench-calls"):
+        problem = "expected what was measured of a decoder, found calls of a function"
+        raise InputError(path, problem, field="--bench", next_step="leave --bench out")
+    return bench
+
+
 def measured(plan: Plan, path: Path) -> list[dict[str, Any]]:
     """Each median of a system of ours beside its prediction, in milliseconds: prompts, then tokens. Raises InputError
     for what is no result of a bench."""
-    bench = read_json(path, "--bench", "rows")
+    bench = read_bench(path)
     prompt = next((phase for phase in plan.phases if phase.name == "prefill"), None)
     most = 0 if prompt is None else row_range(prompt)[1]
     steps = any(phase.name == "decode" for phase in plan.phases)
@@ -46,7 +55,7 @@ def measured(plan: Plan, path: Path) -> list[dict[str, Any]]:
 def launch_times(plan: Plan, path: Path) -> list[dict[str, Any]]:
     """What each kind of launch took, where the bench timed them (`--launches`): its phase, the rows and cached tokens,
     the numbers of its launches, and microseconds. Raises InputError for what is no result of a bench."""
-    rows = read_json(path, "--bench", "rows").get("launches") or ()
+    rows = read_bench(path).get("launches") or ()
     try:
         return [_timed(plan, row) for row in rows]
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
@@ -66,9 +75,13 @@ def _timed(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:
     return {**place, "kind": str(row["kind"]), "launches": numbers, "us": took}
 
 
-def report(path: Path) -> dict[str, Any]:
-    """Of a session's report what is shown. Raises InputError for what is none."""
-    segments = read_json(path, "--report", "segments")["segments"]
+def report(plan: Plan, path: Path) -> dict[str, Any]:
+    """Of a session's report what is shown. Raises InputError for what is none, or one of another model."""
+    found = read_json(path, "--report", "segments")
+    if found.get("model", plan.model.name) != plan.model.name:
+        problem = f"expected a report of {plan.model.name}, found one of {found['model']}"
+        raise InputError(path, problem, field="--report", next_step="give the plan that was served")
+    segments = found["segments"]
     try:
         static = [entry for entry in segments if entry["kind"] == "static"]
         return {"segments": [{name: entry[name] for name in SHOWN} for entry in static]}
