@@ -116,7 +116,7 @@ def test_queries_of_another_type_than_values_are_left_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize("scale", [np.inf, np.nan])
 def test_a_scale_that_is_no_number(scale: float, tmp_path: Path) -> None:
     nodes = attention([("Mul", ["scores", "scale"], "biased")])
-    assert "softmax" in ops_of(tmp_path, nodes, rows(), {**SPLIT, "scale": np.float32(scale)}, ["out"])
+    assert "softmax" in ops_of(tmp_path, nodes, rows(), {**SPLIT, "scale": np.array(scale, np.float32)}, ["out"])
 
 
 NORM: list[Node] = [("Add", ["a", "c"], "x"), ("LayerNormalization", ["x", "gain", "bias"], "n", {"axis": -1})]
