@@ -151,6 +151,11 @@ class Function:
         return {**flat_numbers(report), "calls": report["calls"]}
 
     @property
+    def backend(self) -> FunctionBackend:
+        """The device, for who measures it while nothing is called."""
+        return self._backend
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

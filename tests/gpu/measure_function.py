@@ -106,7 +106,7 @@ def ours(model: torch.nn.Module, ids: np.ndarray[Any, Any], expected: Any) -> No
 
 def on_device(function: Any) -> float:
     """Milliseconds of one pass as one graph, the inputs being there: the median."""
-    backend, phase = function._backend, function.plan.phase("call")
+    backend, phase = function.backend, function.plan.phase("call")
     graph = backend.build("call", range(len(phase.launches)), ())
     times: list[float] = []
     for _ in range(100):
