@@ -25,6 +25,8 @@ from hjgc.compiler.program import Step, Tensor
 from hjgc.compiler.tables import Tables
 from hjgc.plan_format.sizes import SizeDeclaration
 
+MOST_AXES = 2
+"""Of a decoder's weights."""
 Name = Callable[[str], str]
 """A name for a step of this op that no other step of the program has."""
 
@@ -71,6 +73,8 @@ def row_launches(
     fused = fuse(steps, kept)
     if around.targets:
         fused = fuse_for_gpus(fused, kept, Workshop(around.tables, around.targets, context.limits, context.unique))
+    if any(x.space == "weight" and len(x.shape) > MOST_AXES for step in fused for x in step.operands.values()):
+        return None
     if not set(kept) <= {tensor.name for step in fused for role, tensor in step.operands.items() if role[0] == "y"}:
         return None  # a result is one of the rows as they came
     unbatched = [replace(x, name=f"{x.name}.rows", shape=x.shape[1:], base=buffer_of(x)) for x in tensors]

@@ -23,6 +23,7 @@ from hjgc.compiler.tables import DTYPES, Tables
 from hjgc.plan_format.dtypes import ITEM_BYTES, DType
 from hjgc.plan_format.errors import CompileError, InputError
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
+from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.sizes import Expression, Size, SizeDeclaration
 from hjgc.plan_format.structs import Attribute, DTypes, State
 
@@ -302,7 +303,10 @@ class _Builder:
         self.steps[-1] = replace(self.steps[-1], nodes=made.nodes, island=place, causes=tuple(causes(foreign.why)))
 
     def _as_launches(self, node: ir.Node, foreign: Foreign, rows: Sequence[Tensor]) -> bool:
-        """Whether launches of ours compute all of the sub-model, which has been tried then."""
+        """Whether launches of ours compute all of the sub-model, which has been tried then. What numbers choose the
+        addresses of is left to ONNX Runtime, between the captured segments."""
+        if any(why.code is ReasonCode.DATA_DEPENDENT_ADDRESS for why in foreign.why.values()):
+            return False
         made, _ = foreign_model(self.model, foreign, self.dtypes.compute, batched=True)
         around = Surroundings(self.tables, {size.name: size for size in self.sizes}, self.gpus, self.path)
         names = set[str]()

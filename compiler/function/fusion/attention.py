@@ -35,12 +35,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor of heads as it lies in its buffer, and what it was scaled by. `steps` are those in between."""
+    """A tensor of heads as it lies in its buffer, and what it was scaled by."""
 
     source: Tensor
     layout: Layout
     scale: float
-    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -228,8 +227,8 @@ def _traced(flow: Flow, tensor: Tensor) -> Rows:
             layout = layout.transposed(axes)
         layout = None if layout is None else layout.reshaped(tensor.shape)
         if inner is not None and layout is not None and factor is not None:
-            return Rows(inner.source, layout, inner.scale * factor, (*inner.steps, place))
-    return Rows(tensor, contiguous(tensor.shape), 1.0, ())
+            return Rows(inner.source, layout, inner.scale * factor)
+    return Rows(tensor, contiguous(tensor.shape), 1.0)
 
 
 def _factor(made: Step) -> float | None:
