@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import gcd
 
 from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs, strides, usual
-from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
+from hjgc.compiler.kernels.declaration import ABSENT, DTYPES, AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.compiler.kernels.tiles_of_functions import PROCESSORS, USUAL_PROCESSORS
@@ -15,7 +15,6 @@ from hjgc.plan_format import dims
 from hjgc.plan_format.chips import has_pdl
 from hjgc.plan_format.sizes import Expression
 
-DTYPES = ("float16", "bfloat16", "float32")
 WIDEST_UNIT = 16
 Place = tuple[Expression, Expression, Expression, Expression]
 """Strides of a batch, a head and a row, and where the first head begins."""
@@ -24,7 +23,7 @@ Place = tuple[Expression, Expression, Expression, Expression]
 @chooses("attention_rows")
 def choose_attention_rows(step: Step, target: str, limits: Limits) -> Choice:
     attributes = step.attributes
-    heads, groups, size = (int(attributes[name]) for name in ("heads", "groups", "size"))  # type: ignore[arg-type]
+    heads, groups, size = (int(attributes[name]) for name in ("heads", "groups", "size"))  # type: ignore[arg-type] (numbers)
     columns: Sequence[int] = attributes["columns"]  # type: ignore[assignment] (numbers, as the op declares it)
     query, key, *_ = given(step)
     places = [_in_rows(tensor, size, first) for tensor, first in zip(given(step)[:3], columns, strict=True)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hjgc.compiler.function.choice import Limits, chooses, given, grid_blocks, inputs, usual
 from hjgc.compiler.function.patterns import Groups, beside_axes
-from hjgc.compiler.kernels.declaration import AxisValue
+from hjgc.compiler.kernels.declaration import DTYPES, AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
 from hjgc.compiler.kernels.tiles_of_functions import matmul_tile
@@ -17,7 +17,6 @@ from hjgc.plan_format.chips import has_pdl
 from hjgc.plan_format.elementwise import number
 from hjgc.plan_format.sizes import Expression
 
-DTYPES = ("float16", "bfloat16", "float32")
 MOST_BATCH = 65535
 
 

@@ -70,7 +70,7 @@ def inside_axis(number, count):
 
 def builtin(function: Callable[..., Any]) -> Callable[..., Any]:
     """How Triton knows what runs while it compiles. Its interpreter calls such functions too, without a semantic."""
-    function.__triton_builtin__ = True  # type: ignore[attr-defined]
+    function.__triton_builtin__ = True  # type: ignore[attr-defined] (how Triton knows what runs while it compiles)
     return function
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.function.fusion.layout import Layout, contiguous
+from hjgc.compiler.kernels.declaration import DTYPES
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.elementwise import Call, Node, Number, Operand, type_of
@@ -22,7 +23,6 @@ from hjgc.plan_format.structs import Attribute
 from hjgc.plan_format.verify_launch import FLOAT32_MAX
 
 HEADS_FIRST = (0, 2, 1, 3)
-COMPUTED = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor
     if turned.op != "transpose" or turned.attributes["axes"] != HEADS_FIRST or turned.operands["x0"] != y:
         return
     found = _as_it_is(flow, last) if last.op == "scaled_attention" else _written_out(flow, last)
-    fused = None if found is None else _assembled(flow, workshop, found, turned)
+    fused = None if found is None else _assembled(workshop, found, turned)
     old = turned.operands["y0"]
     if fused is None or -1 in flow.readers(old) or not workshop.has_kernels(fused):
         return
@@ -164,7 +164,7 @@ def _uncast(node: Node, inputs: Sequence[Tensor]) -> Node:
         return node
     arguments = tuple(_uncast(argument, inputs) for argument in node.arguments)
     given = type_of(node.arguments[0], [x.dtype for x in inputs])
-    if node.function.startswith("cast.") and node.dtype in COMPUTED and given in COMPUTED:
+    if node.function.startswith("cast.") and node.dtype in DTYPES and given in DTYPES:
         return arguments[0]
     return replace(node, arguments=arguments)
 
@@ -240,7 +240,7 @@ def _factor(made: Step) -> float | None:
     return None if scores is None else scores.scale
 
 
-def _assembled(flow: Flow, workshop: Workshop, found: Found, turned: Step) -> Step | None:
+def _assembled(workshop: Workshop, found: Found, turned: Step) -> Step | None:
     """One step for all; None where the heads do not lie side by side in rows. What it leaves without a reader goes."""
     if any(len(shape) != 4 for shape in found.shapes) or len(found.key_layout.axes) != 4:
         return None

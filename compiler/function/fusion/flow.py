@@ -17,6 +17,9 @@ from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import TensorType, split_roles
 from hjgc.plan_format.sizes import Expression
 
+FIRST = 2
+"""The place of the first operand of its own in the expression of a `matmul_map` or a `norm_map`."""
+
 
 class Flow:
     """The steps of one pass. A step that is dropped or replaced stays what it was to `maker` and `readers`."""

@@ -12,15 +12,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hjgc.compiler.function.choice import usual
-from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
+from hjgc.compiler.function.fusion.flow import FIRST, Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.kernels.tiles_of_functions import matmul_parts
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.elementwise import Operand, parse, spell, substituted
 from hjgc.plan_format.structs import Attribute
-
-FIRST = 2
-"""The place of the first operand of a `norm_map`'s expression."""
 
 
 def fuse_norms(flow: Flow, workshop: Workshop) -> Iterable[Step]:

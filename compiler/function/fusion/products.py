@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
+from hjgc.compiler.function.fusion.flow import FIRST, Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell, substituted
 from hjgc.plan_format.structs import Attribute
-
-FIRST = 2
-"""The place of the first operand of a `matmul_map`'s expression besides the product."""
 
 
 def fuse_products(flow: Flow, workshop: Workshop) -> Iterable[Step]:
