@@ -64,20 +64,23 @@ def foreign_model(
         graph.node.extend(_entering(value.name or "", batched=batched))
     first = graph.input[0].name
     weights = list(_weights(graph, foreign))
+    nodes = list(dict.fromkeys(name for node in foreign.nodes for name in source_nodes(node)))
+    places: list[int | None] = [None] * len(graph.node)
     for node in foreign.nodes:
         axes = foreign.sizes.get(node)
         graph.node.extend(
             _spelt(node) if axes is None else _sizes(node.outputs[0].name or "", axes, first, int(batched))
         )
+        places += [nodes.index(source_nodes(node)[0])] * (len(graph.node) - len(places))
     names: list[str] = []
     for value in foreign.outputs:
         names.append(f"{value.name}~out")
         graph.output.append(helper.make_tensor_value_info(names[-1], kind, None))
         graph.node.extend(_leaving(value.name or "", names[-1], kind, batched=batched))
-    nodes = [name for node in foreign.nodes for name in source_nodes(node)]
+    places += [None] * (len(graph.node) - len(places))
     inputs = [entry.name for entry in graph.input]
     data = proto.SerializeToString(deterministic=True)
-    return SubModel(data, inputs, names, tuple(dict.fromkeys(nodes))[:MANY_NODES]), weights
+    return SubModel(data, inputs, names, tuple(nodes[:MANY_NODES]), tuple(places)), weights
 
 
 def _entering(name: str, *, batched: bool) -> Iterator[onnx.NodeProto]:

@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from hjgc.compiler.function.lowering import Lowering, lowers
+from hjgc.compiler.function.lowering import Lowering, draws, lowers
 from hjgc.compiler.program import Tensor
 from hjgc.compiler.tables import ALL_DTYPES
 from hjgc.plan_format.elementwise import FLOATS, SIGNED, UNSIGNED
@@ -84,8 +84,8 @@ def _zeros_like(node: Lowering, x: Tensor) -> Tensor:
 
 def _check_inference(node: Lowering) -> None:
     if node.version < 7 and not node.integer("is_test", 0):
-        raise node.refuse("it trains")
-    if node.has(2):
+        raise node.refuse("it trains", ReasonCode.RANDOM)
+    if draws(node.node):
         raise node.refuse("it may train", ReasonCode.RANDOM)
 
 

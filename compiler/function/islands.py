@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from hjgc.compiler.function import contents
 from hjgc.compiler.function.contents import Contents
-from hjgc.compiler.function.lowering import Context, NotNative
+from hjgc.compiler.function.lowering import Context, NotNative, drawn, draws
+from hjgc.compiler.function.numbering import named, numbered
 from hjgc.compiler.program import Network
 from hjgc.compiler.rules.rule import node_name, source_nodes
 from hjgc.compiler.tables import ALL_DTYPES, read_tensor
@@ -32,8 +33,11 @@ INSIDE_BYTES = 1 << 20
 """Initializers up to this size lie inside the sub-model; larger ones are weights of the plan."""
 MOST_REASONS = 16
 """Of one island."""
+IDLE = "hjgc/idle"
 MANY_NODES = 512
 """Names of nodes that an island keeps."""
+FIRST = {ReasonCode.RANDOM: 0, ReasonCode.NO_TEMPLATE: 2}
+"""Of an island's reasons these come before or after others."""
 
 
 @dataclass
@@ -175,12 +179,15 @@ class Partition:
 
 @dataclass
 class SubModel:
-    """An island's model, the names of what it takes and gives, in order, and the nodes that it computes."""
+    """An island's model, the names of what it takes and gives, in order, and the nodes that it computes; `places`:
+    which of these each node of its graph is, None for one that is there for others. `draws`: random numbers."""
 
     data: bytes
     inputs: list[str]
     outputs: list[str]
     nodes: tuple[str, ...]
+    places: tuple[int | None, ...]
+    draws: bool = False
 
 
 def build(
@@ -195,7 +202,7 @@ def build(
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
     graph = proto.graph
     graph.name = "island"
-    graph.node.extend(_serialized(node) for node in members)
+    graph.node.extend(map(ir.serde.serialize_node, members))
     inputs: list[ir.Value] = []
     for value in dict.fromkeys(value for node in members for value in used_values(node)):
         if value.producer() in own:
@@ -209,21 +216,11 @@ def build(
     outputs = [value for node in group.nodes for value in node.outputs if value.name and wanted(value, own)]
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in outputs)  # ONNX Runtime finds types
     names = tuple(clean(node_name(node)) for node in group.nodes[:MANY_NODES])
+    places = (*[None] * len(group.helpers), *range(len(group.nodes)))
+    taken, given = ([value.name or "" for value in values] for values in (inputs, outputs))
+    drawing = any(map(draws, group.nodes))
     data = proto.SerializeToString(deterministic=True)
-    made = SubModel(data, [value.name or "" for value in inputs], [value.name or "" for value in outputs], names)
-    return made, inputs, outputs
-
-
-def _serialized(node: ir.Node) -> onnx.NodeProto:
-    """The types inside its graphs are left for ONNX Runtime to find: of a sequence onnx_ir writes its elements'."""
-    proto = ir.serde.serialize_node(node)
-    waiting = [proto]
-    while waiting:
-        for attribute in waiting.pop().attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                graph.ClearField("value_info")
-                waiting += graph.node
-    return proto
+    return SubModel(data, taken, given, names, places, drawing), inputs, outputs
 
 
 def _inside(context: Context, value: ir.Value) -> onnx.TensorProto | None:
@@ -263,13 +260,32 @@ def _declared(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
 
 
 def causes(why: Mapping[ir.Node, NotNative]) -> Iterator[tuple[ReasonCode, tuple[str, ...]]]:
-    """Why an island of these nodes is dynamic: one cause for each code and operator, from a node to what is behind."""
+    """Why an island of these nodes is dynamic: one cause for each code and operator, from a node to what is behind.
+    What it draws comes first, so that it is said in any case: nobody may run such an island to check another."""
     met: set[tuple[ReasonCode, str]] = set()
-    for node, reason in sorted(why.items(), key=lambda entry: entry[1].code is ReasonCode.NO_TEMPLATE):
-        if (reason.code, node.op_type) not in met and len(met) < MOST_REASONS:
-            met.add((reason.code, node.op_type))
+    for path, reason in sorted(_reasons(why), key=lambda entry: FIRST.get(entry[1].code, 1)):
+        if (reason.code, path[-1].op_type) not in met and len(met) < MOST_REASONS:
+            met.add((reason.code, path[-1].op_type))
+            nodes = (f"ONNX node {clean(source_nodes(node)[0])}" for node in path)
             about = (f"ONNX value {clean(reason.about)}",) if reason.about else ()
-            yield reason.code, (f"ONNX node {clean(source_nodes(node)[0])}", f"since {clean(reason.why)}", *about)
+            yield reason.code, (*nodes, f"since {clean(reason.why)}", *about)
+
+
+def _reasons(why: Mapping[ir.Node, NotNative]) -> Iterator[tuple[tuple[ir.Node, ...], NotNative]]:
+    """Those of nodes, and of nodes inside of them that draw random numbers."""
+    for node, reason in why.items():
+        yield (node,), reason
+        for inner in _inner(node):
+            if draws(inner):
+                yield (node, inner), drawn(inner)
+
+
+def _inner(node: ir.Node) -> Iterator[ir.Node]:
+    """What branches and bodies have, those of each other too."""
+    for attribute in node.attributes.values():
+        for inner in (inner for graph in _graphs(attribute) for inner in graph):
+            yield inner
+            yield from _inner(inner)
 
 
 def clean(text: str) -> str:
@@ -278,25 +294,50 @@ def clean(text: str) -> str:
 
 
 def table(models: list[SubModel]) -> tuple[tuple[Island, ...], bytes]:
-    """The plan's islands and the section that holds them; equal sub-models lie there once."""
-    section, places = bytearray(), dict[bytes, int]()
+    """The plan's islands and the section that holds them; those that compute the same lie there once."""
+    section, offsets = bytearray(), dict[bytes, int]()
     islands: list[Island] = []
+    drawing = 0
     for i, model in enumerate(models):
-        if model.data not in places:
-            places[model.data] = len(section)
-            section += model.data
-        digest = hashlib.sha256(model.data).hexdigest()
-        ends = tuple(model.inputs), tuple(model.outputs)
-        islands.append(Island(f"island.{i}", places[model.data], len(model.data), digest, *ends, model.nodes))
+        if model.draws:
+            model = _apart(model, drawing)
+            drawing = len(model.places)
+        data, inputs, outputs = numbered(model.data, model.places)
+        if data not in offsets:
+            offsets[data] = len(section)
+            section += data
+        digest = hashlib.sha256(data).hexdigest()
+        islands.append(Island(f"island.{i}", offsets[data], len(data), digest, inputs, outputs, model.nodes))
     return tuple(islands), bytes(section)
+
+
+def _apart(model: SubModel, before: int) -> SubModel:
+    """With so many nodes that do nothing before its own: what is given no seed, ONNX Runtime seeds by its place in the
+    graph, so that two islands would draw the same numbers."""
+    proto, ordered = onnx.load_from_string(model.data), onnx.GraphProto()
+    ordered.node.extend(onnx.helper.make_node("Identity", [IDLE], [f"{IDLE}.{i}"]) for i in range(before))
+    ordered.node.extend(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(ordered.node)
+    if before:
+        proto.graph.initializer.append(onnx.helper.make_tensor(IDLE, onnx.TensorProto.INT64, [1], [0]))
+    return replace(model, data=proto.SerializeToString(), places=(*[None] * before, *model.places))
 
 
 def try_islands(network: Network, path: Path) -> None:
     """Have ONNX Runtime take each sub-model, if it is installed. Raises CompileError with its words and the nodes."""
     if find_spec("onnxruntime") is None:
         return
+    met: dict[str, Island] = {}
     for island in network.islands:
-        open_island(network.island_bytes[island.offset : island.offset + island.length], island.nodes, path)
+        met.setdefault(island.sha256, island)
+    for island in met.values():
+        data = network.island_bytes[island.offset : island.offset + island.length]
+        try:
+            open_island(data, island.nodes, path)
+        except CompileError:
+            open_island(named(data, island.nodes), island.nodes, path)  # for words that people understand
+            raise
 
 
 def open_island(data: bytes, nodes: Sequence[str], path: Path) -> Any:

@@ -168,7 +168,9 @@ class Context:
 
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
-RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+RANDOM = (
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Sampling",
+)  # fmt: skip
 DATA_DEPENDENT = ("NonZero", "Unique", "Compress", "NonMaxSuppression")
 
 
@@ -177,11 +179,30 @@ def unknown_operator(node: ir.Node) -> NotNative:
     kind = f"{node.domain or 'ai.onnx'}.{node.op_type}"
     if node.op_type in CONTROL_FLOW:
         return NotNative(ReasonCode.HOST_CONTROL_FLOW, f"{kind} chooses what is computed")
-    if node.op_type in RANDOM:
-        return NotNative(ReasonCode.RANDOM, f"{kind} draws random numbers")
+    if draws(node):
+        return drawn(node)
     if node.op_type in DATA_DEPENDENT:
         return NotNative(ReasonCode.DATA_DEPENDENT_SHAPE, f"the shape that {kind} gives depends on numbers")
     return NotNative(ReasonCode.NO_TEMPLATE, f"no launch of ours computes {kind}")
+
+
+def draws(node: ir.Node) -> bool:
+    """Does the node itself draw random numbers, or may it? The graphs that it has are not looked at."""
+    if node.op_type == "Dropout":
+        return len(node.inputs) > 2 and not _is_false(node.inputs[2])
+    return node.op_type in RANDOM
+
+
+def _is_false(value: ir.Value | None) -> bool:
+    """Nothing, or a constant that says no."""
+    if value is None:
+        return True
+    tensor = value.const_value if value.is_initializer() and not value.is_graph_input() else None
+    return tensor is not None and not tensor.numpy().any()
+
+
+def drawn(node: ir.Node) -> NotNative:
+    return NotNative(ReasonCode.RANDOM, f"{node.domain or 'ai.onnx'}.{node.op_type} draws random numbers")
 
 
 class Lowering:

@@ -234,7 +234,7 @@ class _Function:
             text, maker = types.type_text(value), value.producer()
             if isinstance(held, HostOnly) or maker in self.why:
                 shape = held.shape if isinstance(held, Tensor) else types.axes(value, self.sizes.known)
-                if isinstance(held, Tensor) and self._is_read(value):
+                if isinstance(held, Tensor) and self._in_buffer(value):
                     results.append(End(value.name or "", held, text, tuple(held.shape)))
                 else:
                     results.append(End(value.name or "", self._host_value(value), text, shape))
@@ -244,9 +244,10 @@ class _Function:
             results.append(End(value.name or "", held, text, tuple(held.shape)))
         return results, copies
 
-    def _is_read(self, value: ir.Value) -> bool:
-        """Does a launch of ours read it?"""
-        return any(user in self.context.steps for user, _ in value.uses())
+    def _in_buffer(self, value: ir.Value) -> bool:
+        """Does what an island gives go into a buffer, if it can? Where a launch of ours reads it; and always on a GPU,
+        where ONNX Runtime computes in place what lies in buffers."""
+        return bool(self.context.targets) or any(user in self.context.steps for user, _ in value.uses())
 
     def _copy(self, value: ir.Value, tensor: Tensor, copies: list[Step]) -> Tensor:
         lowering = Lowering(self.context, ir.Node("hjgc", "Copy", [], num_outputs=1, name=f"{value.name}.copy"), 1)
@@ -280,8 +281,8 @@ class _Function:
         return self._given(value) if value.producer() in self.why else self._held(value)
 
     def _given(self, value: ir.Value) -> Tensor:
-        """What an island gives: in a buffer if a launch reads it, else the host keeps it."""
-        return self._held(value) if self._is_read(value) else self._host_value(value)
+        """What an island gives: in a buffer, or with the host."""
+        return self._held(value) if self._in_buffer(value) else self._host_value(value)
 
     def _held(self, value: ir.Value) -> Tensor:
         held = self.context.hold(value)

@@ -35,10 +35,11 @@ def in_every_layer(op_type: str) -> Change:
     return change
 
 
-def echoed(graph: ir.Graph, node: ir.Node) -> None:
-    """What the node gives goes through ONNX Runtime's SampleOp, which gives what it gets and is none of ours."""
+def echoed(graph: ir.Graph, node: ir.Node, op_type: str = "SampleOp") -> None:
+    """What the node gives goes through an operator of ONNX Runtime's that is none of ours; SampleOp gives what it
+    gets."""
     source = node.outputs[0]
-    echo = ir.node("SampleOp", [source], name=f"{node.name}.echo", domain="com.microsoft")
+    echo = ir.node(op_type, [source], name=f"{node.name}.echo", domain="com.microsoft")
     graph.opset_imports["com.microsoft"] = 1
     result = echo.outputs[0]
     result.name, result.shape, result.type = f"{source.name}.echo", source.shape, source.type
@@ -129,6 +130,13 @@ def test_what_lies_between_islands_stays_static_and_islands_say_why_not(tmp_path
             assert {reason.code for reason in segment.reasons} == {ReasonCode.NO_TEMPLATE}
             assert any(f"ONNX node planted/Elu.{number}.echo" in reason.chain for reason in segment.reasons)
             assert phase.launches[segment.launches[0]].kernels == {"cpu": IslandCall(number)}
+
+
+def test_islands_of_layers_are_one_sub_model(tmp_path: Path) -> None:
+    one, other = compiled(on_the_host("Elu"), tmp_path).plan.islands
+    assert (one.offset, one.length, one.sha256) == (other.offset, other.length, other.sha256)
+    assert "planted/Elu.0.echo" in one.nodes
+    assert "planted/Elu.1.echo" in other.nodes
 
 
 def test_an_island_runs_in_a_session_beside_graphs_and_gives_the_same_bits(tmp_path: Path) -> None:
