@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.files import write_atomically
+from hjgc.runtime.runner import spell_segments
 from hjgc.tools import console
 from hjgc.tools.parameters import check_output
 
@@ -124,6 +125,9 @@ def stats_lines(report: Mapping[str, Any]) -> Iterator[str]:
         runs = segment["plain_runs"] if segment["kind"] == "static" else segment["runs"]
         reasons = segment.get("reasons", ())
         why = "".join(f"; {reason['code']}: {' <- '.join(reason['chain'])}" for reason in reasons)
-        yield f"segment {segment['segment']}, {segment['kind']}, {segment['launches']} launches: {runs} runs{why}"
+        number = spell_segments(segment["segment"], segment.get("last_segment", segment["segment"]))
+        yield f"segment {number}, {segment['kind']}, {segment['launches']} launches: {runs} runs{why}"
     if report["islands"] is not None:
         yield f"islands: {1000 * report['islands']['run_seconds']:.3f} ms"
+        for why, count in report["islands"]["on_host"].items():
+            yield f"  {count} on the host: {why}"

@@ -223,7 +223,8 @@ def test_a_peer_that_dies_is_an_error_and_not_a_wait(model: Path):
     [
         (("--peers", "eager"), "expected a model for eager, found none; add --hf DIR"),
         (("--peers", "compile"), "expected a model for compile, found none; add --hf DIR"),
-        (("--peers", "ort,vllm"), "expected eager, compile or ort with commas between them, found 'vllm'"),
+        (("--peers", "ort,vllm"), "expected eager, compile, ort or ort-cuda with commas between them, found 'vllm'"),
+        (("--peers", "ort-cuda"), "expected peers that run on the CPU, found ort-cuda, which is measured on a GPU"),
         (("--mode", "graph,fast"), "expected plain, jit, graph, hybrid or both with commas between them, found 'fast'"),
         (("--mode", ","), "expected at least one of plain, jit, graph, hybrid, found none"),
         (("--contexts", "16"), "--contexts: expected a plan measured on a GPU, found one measured on the CPU"),
@@ -249,6 +250,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
         (("--decode", "4", "--contexts", "63"), "--contexts: expected prompt and answer within the plan's context"),
         (("--decode", "0", "--contexts", "9"), "--contexts: expected tokens to decode there, found --decode 0"),
         (("--peers", "ort"), "expected peers that run on the GPU, found ort"),
+        (("--peers", "ort-cuda"), "expected a model for ort-cuda, found none; add --onnx MODEL.onnx"),
         (("--decode", "0", "--lengths", "64"), "within the plan's context of 64 tokens, found 64 + 1"),
     ],
 )
@@ -258,6 +260,17 @@ def test_so_is_what_cannot_be_measured_on_a_gpu(
     monkeypatch.setattr(systems, "on_a_device", lambda plan, device: True)
     ran = hjgc("bench", compiled, "--lengths", "3", *arguments)
     assert ran.code == 2 and words in ran.error and "limits" not in ran.err
+
+
+@pytest.mark.parametrize("named", [("--peers", "ort-cuda"), ()])
+def test_a_peer_on_the_gpu_needs_the_onnx_runtime_for_it(
+    hjgc: CommandLine, compiled: Path, model: Path, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...]
+):
+    monkeypatch.setattr(systems, "on_a_device", lambda plan, device: True)
+    ran = hjgc("bench", compiled, "--lengths", "3", "--onnx", model, *named)
+    assert ran.code == 2 and "limits" not in ran.err
+    assert ran.error.startswith("error: onnxruntime: expected CUDAExecutionProvider, found ")
+    assert ran.error.endswith("; pip uninstall onnxruntime, then pip install 'hjgc[ort-gpu]'")
 
 
 def test_a_picture_needs_its_library(hjgc: CommandLine, compiled: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import pytest
 
 from hjgc.tools.benching import systems
 from hjgc.tools.benching.settings import Settings
-from hjgc.tools.peers import device_memory
+from hjgc.tools.peers import device_memory, ort_providers
 from hjgc.tools.peers.device_memory import DeviceMemory
 from hjgc.tools.peers.eager import EagerPeer
 from hjgc.tools.peers.plan import ending
@@ -114,3 +114,13 @@ def test_on_the_cpu_eager_is_as_transformers_comes():
     specs = systems.peer_specs(small_plan(), paths, SETTINGS)
     assert {name: spec["kind"] for name, spec in specs.items()} == {"eager": "eager", "compile": "static", "ort": "ort"}
     assert specs["compile"]["lengths"] == list(SETTINGS.lengths) and specs["compile"]["device"] == "cpu"
+
+
+def test_onnx_runtime_on_a_gpu_is_measured_wherever_we_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ort_providers, "load_cuda", lambda: None)
+    here = Path(__file__)
+    paths = systems.peer_paths(None, None, here, device=True)
+    assert paths == {"ort-cuda": here} and systems.peer_paths(None, None, here) == {"ort": here}
+    peer = systems.contenders({}, small_plan(), paths, SETTINGS)["ort-cuda"]
+    assert peer.spec == {"kind": "ort", "model": str(here), "provider": "cuda", "threads": 1}
+    assert (peer.lengths, peer.contexts, peer.repeat) == (SETTINGS.lengths, SETTINGS.contexts, systems.PEER_REPEAT)

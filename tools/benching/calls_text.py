@@ -61,7 +61,7 @@ def _segments(shown: Mapping[str, Any]) -> Iterator[str]:
         for entry in dynamic:
             yield f"  segment {entry['segment']} is dynamic ({_launches([entry])}): {', '.join(entry['reasons'])}"
         if details["islands"] is not None:
-            yield _islands(details)
+            yield from _islands(details["islands"])
     for system in ours:
         yield f"{system['name']}: memory of the plan: {_memory(system['details'])}"
 
@@ -71,12 +71,14 @@ def _launches(segments: Any) -> str:
     return f"{count} launch{'' if count == 1 else 'es'}"
 
 
-def _islands(details: Mapping[str, Any]) -> str:
-    """Of each call, on average; checks of graphs run islands too."""
-    islands = details["islands"]
+def _islands(islands: Mapping[str, Any]) -> Iterator[str]:
+    """Of each call that no graph held, on average."""
     calls = max(1, islands["runs"] // islands["islands"])
     took = f"{1000 * islands['run_seconds'] / calls:.3f} ms"
-    return f"islands: {islands['islands']} on {islands['provider']}, {took} of a call; {_copies(islands, calls)}"
+    who = " and ".join(f"{count} on {provider}" for provider, count in islands["providers"].items())
+    yield f"islands: {who}, {took} of a call; {_copies(islands, calls)}"
+    for why, count in islands["on_host"].items():
+        yield f"  {count} on the host: {why}"
 
 
 def _copies(islands: Mapping[str, Any], calls: int) -> str:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from hjgc.plan_format.structs import Plan
 
 MODES = ("plain", "jit", "graph", "hybrid")
-PEERS = ("eager", "compile", "ort")
-OPTIONS = {"eager": "--hf DIR", "compile": "--hf DIR", "ort": "--onnx MODEL.onnx"}
+PEERS = ("eager", "compile", "ort", "ort-cuda")
+HF, ONNX = "--hf DIR", "--onnx MODEL.onnx"
+OPTIONS = {"eager": HF, "compile": HF, "ort": ONNX, "ort-cuda": ONNX}
 COMPILED_LENGTHS = 4
 """torch.compile takes half a minute for each."""
 PEER_REPEAT = 100
@@ -64,10 +65,10 @@ def peer_paths(
     names: Sequence[str] | None, hf: Path | None, onnx: Path | None, *, device: bool = False
 ) -> dict[str, Path]:
     """The model of each peer; without names, of the usual ones whose model is given. Raises InputError for a peer
-    without its model, and for one that does not run there."""
-    given = {"eager": hf, "compile": hf, "ort": onnx}
+    without its model, and for one that does not run there or is not installed."""
+    given = {"eager": hf, "compile": hf, "ort": onnx, "ort-cuda": onnx}
     if names is None:
-        usual = ("eager",) if device else ("eager", "ort")
+        usual = ("eager", "ort-cuda" if device else "ort")
         names = tuple(name for name in usual if given[name] is not None)
     return {name: _checked(name, given[name], device) for name in names}
 
@@ -76,11 +77,18 @@ def _checked(name: str, path: Path | None, device: bool) -> Path:
     option = OPTIONS[name]
     if device and name == "ort":
         problem = "expected peers that run on the GPU, found ort, which is measured on the CPU"
-        raise InputError("--peers", problem, next_step="leave it out, or bench a plan for the CPU")
+        raise InputError("--peers", problem, next_step="use ort-cuda, or bench a plan for the CPU")
+    if not device and name == "ort-cuda":
+        problem = "expected peers that run on the CPU, found ort-cuda, which is measured on a GPU"
+        raise InputError("--peers", problem, next_step="use ort, or add --device cuda")
     if path is None:
         raise InputError("--peers", f"expected a model for {name}, found none", next_step=f"add {option}")
     if not path.exists():
         raise InputError(path, "expected the model of a peer, found nothing there", field=option.split()[0])
+    if name == "ort-cuda":
+        from hjgc.tools.peers.ort_providers import load_cuda
+
+        load_cuda()  # refused now: others may take an hour first
     return path
 
 
@@ -110,13 +118,16 @@ def contenders(
 
 def _peer(plan: Plan, name: str, path: Path, settings: Settings) -> Contender:
     compiled = name == "compile"
-    lengths, contexts = settings.lengths, settings.contexts
+    lengths, contexts, repeat = settings.lengths, settings.contexts, min(settings.repeat, PEER_REPEAT)
+    if name == "ort-cuda":
+        spec: Spec = {"kind": "ort", "model": str(path), "provider": "cuda", "threads": settings.threads}
+        return Contender(spec, lengths, contexts, repeat)
     if compiled:
         lengths = spread(lengths, COMPILED_LENGTHS)
         contexts = tuple(context for context in contexts if context <= max(lengths))
     spec = _static(plan, path, "cuda", (*lengths, *contexts), settings, compiled=compiled)
     spec |= {"threads": settings.threads, "lengths": list(lengths) if compiled else []}
-    return Contender(spec, lengths, contexts, min(settings.repeat, PEER_REPEAT))
+    return Contender(spec, lengths, contexts, repeat)
 
 
 def _static(plan: Plan, path: Path, device: str, sizes: Sequence[int], settings: Settings, *, compiled: bool) -> Spec:

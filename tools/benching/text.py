@@ -104,6 +104,9 @@ def remarks(shown: Mapping[str, Any]) -> Iterator[str]:
         if segments:
             states = ", ".join(f"{n} {state}" for state, n in Counter(entry["state"] for entry in segments).items())
             yield f"{system['name']}: segments that ran: {states}; graphs hold {_graph_bytes(system)}"
+        nodes = system["details"].get("nodes", {})
+        if len(nodes) > 1:
+            yield f"{system['name']}: nodes: {', '.join(f'{count} {provider}' for provider, count in nodes.items())}"
         if not system["graphs_settled"]:
             yield f"note: {system['name']}: not every graph was ready when the measurement began"
         yield from _refusals(system["name"], segments)

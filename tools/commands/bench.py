@@ -62,9 +62,14 @@ OF_FUNCTIONS = ("sizes", "feed", "calls", "against")
     "both: plain,graph.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Of every system, on the CPU.  [default: the cores, at most 2]")
-@click.option("--peers", type=peer_names, metavar="eager,compile,ort", help="[default: those whose model is given]")
+@click.option(
+    "--peers",
+    type=peer_names,
+    metavar="eager,compile,ort,ort-cuda",
+    help="ort is for the CPU, ort-cuda for a GPU (needs the extra ort-gpu).  [default: those whose model is given]",
+)
 @click.option("--hf", type=FILE, metavar="DIR", help="The checkpoint, for eager and compile (transformers).")
-@click.option("--onnx", type=FILE, metavar="MODEL.onnx", help="The model, for the peer ort (ONNX Runtime).")
+@click.option("--onnx", type=FILE, metavar="MODEL.onnx", help="The model, for ort and ort-cuda (ONNX Runtime).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other prompts.")
 @click.option("--weights", type=FILE, help="The folder of the plan's weights.  [default: the plan's folder]")
 @click.option("--device", help="Where the plan runs: cpu or cuda.  [default: what the plan is for]")

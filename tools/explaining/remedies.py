@@ -16,7 +16,8 @@ WITHOUT_PROCESSOR = (
 
 def remedy(launch: Launch, cause: Cause) -> str:
     """In words that a person can act on. `launch` is the one that the reason is given for."""
-    node = next((link.name for link in cause.chain if link.kind == "onnx_node"), launch.name)
+    nodes = [link.name for link in cause.chain if link.kind == "onnx_node"] or [launch.name]
+    node = nodes[-1 if cause.code is ReasonCode.RANDOM else 0]  # the one that draws may lie in a branch or a body
     match cause.code:
         case ReasonCode.HOST_READ:
             return _host_read(launch, node)

@@ -13,7 +13,7 @@ from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.sizes import SizeDeclaration, evaluate
 from hjgc.plan_format.structs import Phase, Port
 from hjgc.runtime.arguments import NAMES
-from hjgc.runtime.islands import dtype_of_bits
+from hjgc.runtime.ort_values import dtype_of_bits
 
 WORDS = "made up: floats normal, whole numbers and truth values 0 or 1"
 BENCH_HIGHEST = 128

@@ -11,7 +11,7 @@ from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.structs import Port
 from hjgc.runtime.arguments import argument
 from hjgc.runtime.backend import Value
-from hjgc.runtime.islands import host_value, to_host, wrapped
+from hjgc.runtime.ort_values import host_value, to_host, wrapped
 
 QUIET = 4  # what it has to say comes back as an error
 
@@ -72,12 +72,19 @@ class OrtFunction:
         return told
 
 
-def open_model(ort: Any, model: Path, options: Any, source: bytes | None = None) -> Any:
-    """The model's session on the CPU provider; `source` stands for what is in the file. Raises InputError."""
+def open_model(
+    ort: Any,
+    model: Path,
+    options: Any,
+    source: bytes | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> Any:
+    """The model's session on these providers; `source` stands for what is in the file. Raises InputError, also where
+    ONNX Runtime by itself would try again with fewer providers."""
     if not model.is_file():
         raise InputError(model, "expected an ONNX file, found no such file")
     try:
-        return ort.InferenceSession(source or str(model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source or str(model), options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes share no base but this
         raise InputError(model, f"expected a model that loads, ONNX Runtime says: {short(error)}") from None
 

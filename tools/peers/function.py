@@ -9,7 +9,8 @@ from hjgc.tools.machine import peak_memory
 from hjgc.tools.peers.peer import Counts, Startup
 from hjgc.tools.peers.plan import open_device, replays, torch_version
 
-STATIC = ("phase", "schedule", "segment", "key", "launches", "state", "hits", "plain_runs", "bytes", "why")
+PLACE = ("phase", "schedule", "segment", "last_segment", "key")
+STATIC = (*PLACE, "launches", "state", "hits", "plain_runs", "bytes", "why")
 DYNAMIC = ("segment", "launches", "runs")
 
 

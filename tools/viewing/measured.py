@@ -11,6 +11,7 @@ from typing import Any
 
 from hjgc.plan_format.errors import InputError
 from hjgc.plan_format.structs import Plan
+from hjgc.runtime.runner import spell_segments
 from hjgc.tools.prediction import prediction, prompt_seconds, row_range, token_seconds
 
 SHOWN = ("phase", "schedule", "segment", "key", "state", "hits", "plain_runs", "why")
@@ -84,9 +85,14 @@ def report(plan: Plan, path: Path) -> dict[str, Any]:
     segments = found["segments"]
     try:
         static = [entry for entry in segments if entry["kind"] == "static"]
-        return {"segments": [{name: entry[name] for name in SHOWN} for entry in static]}
+        return {"segments": [_shown(entry) for entry in static]}
     except (KeyError, TypeError):
         raise InputError(path, "expected what `session.report()` gives, found another", field="--report") from None
+
+
+def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
+    last = entry.get("last_segment", entry["segment"])
+    return {name: entry[name] for name in SHOWN} | {"segment": spell_segments(entry["segment"], last)}
 
 
 def _prompts(plan: Plan, rows: Any, most: int) -> Iterator[dict[str, Any]]:
