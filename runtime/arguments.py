@@ -11,7 +11,7 @@ from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.sizes import Expression, spell
 from hjgc.plan_format.structs import Port
 from hjgc.runtime.backend import Value
-from hjgc.runtime.islands import BITS, dtype_of_bits
+from hjgc.runtime.ort_values import BITS, dtype_of_bits
 
 NAMES = {
     "float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",

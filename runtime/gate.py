@@ -346,11 +346,11 @@ def _latest_start(phase: Phase) -> int:
 
 
 def _around(phase: Phase, runner: SegmentRunner) -> tuple[list[int], list[int]]:
-    """The launches of the schedule before the runner's segment, without those of the host that only change what is
+    """The launches of the schedule before the runner's segments, without those of the host that only change what is
     there, and after it."""
     schedule = phase.schedule(runner.schedule)
     before = [n for segment in schedule.segments[: runner.segment] for n in segment.launches]
-    after = [n for segment in schedule.segments[runner.segment + 1 :] for n in segment.launches]
+    after = [n for segment in schedule.segments[runner.last_segment + 1 :] for n in segment.launches]
     return [n for n in before if not on_host(phase.launches[n]) or _makes_something(phase.launches[n])], after
 
 

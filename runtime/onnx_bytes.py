@@ -1,12 +1,13 @@
-"""Do the bytes of an ONNX model hold all of its data, or does a tensor name a file, which ONNX Runtime would open?
+"""Do the bytes of an ONNX model hold all of its data, or does a tensor name a file, which ONNX Runtime would open? What
+numbers do its attributes hold?
 
-A walk over the protobuf message that needs no `onnx`. It goes into every message that may hold a tensor, so it is as
-strict as can be: bytes that two readers might understand differently are refused.
+Walks over the protobuf message that need no `onnx`. The first goes into every message that may hold a tensor, so it is
+as strict as can be: bytes that two readers might understand differently are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 PARTS: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -28,6 +29,8 @@ PARTS: Mapping[str, Mapping[int, str]] = {
 """The fields that lead to tensors, by message and number, with the message that they hold."""
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
 """Fields of TensorProto: which file, and whether (0 says no)."""
+ATTRIBUTE_NAME, ATTRIBUTE_INTEGER = 1, 3
+"""Fields of AttributeProto."""
 MAX_NESTING = 64
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5
 """How a field is coded. Groups, 3 and 4, ONNX has not."""
@@ -57,6 +60,29 @@ def _walk(data: bytes, message: str, place: int, end: int, level: int) -> None:
                 raise ValueError(f"expected a {parts[number]} as bytes, found coding {coding} at byte {place}")
             _walk(data, parts[number], begin, behind, level + 1)
         place = behind
+
+
+def attribute_numbers(data: bytes, name: str) -> Iterator[int]:
+    """The integer that each attribute of this name holds, of every node wherever it lies. For bytes that passed
+    `check_data_inside`."""
+    return _numbers(data, "ModelProto", 0, len(data), name.encode())
+
+
+def _numbers(data: bytes, message: str, place: int, end: int, name: bytes) -> Iterator[int]:
+    found, held = b"", 0
+    while place < end:
+        tag, begin = _varint(data, place, end, MAX_TAG_BYTES)
+        number = tag >> 3
+        value, begin, behind = _content(data, tag & 7, begin, end)
+        if message == "AttributeProto" and number == ATTRIBUTE_NAME:
+            found = data[begin:behind]
+        if message == "AttributeProto" and number == ATTRIBUTE_INTEGER:
+            held = value
+        if number in PARTS[message]:
+            yield from _numbers(data, PARTS[message][number], begin, behind, name)
+        place = behind
+    if message == "AttributeProto" and found == name:
+        yield held
 
 
 def _check_tensor_field(number: int, coding: int, value: int, place: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hjgc.runtime.backend import spell_rows
 from hjgc.runtime.route import Route, Router
-from hjgc.runtime.runner import DynamicRunner, SegmentRunner, State
+from hjgc.runtime.runner import DynamicRunner, SegmentRunner, State, spell_segments
 from hjgc.runtime.turns import Turns
 from hjgc.runtime.worker import CaptureWorker
 
@@ -18,7 +18,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Everything, as JSON takes it: one entry for each static segment and bucket (of a function, and sizes that calls
     had lately) and each dynamic segment, then the worker, the budget, the requests, the steps launched ahead, the
-    memory, and sums."""
+    memory, and sums. An entry from one segment to a later `last_segment` is of all between them, as one."""
     ahead = router.ahead
     with worker.lock:
         segments = [entry for routes in router.routes.values() for route in routes for entry in _entries(route)]
@@ -58,6 +58,7 @@ def _static_entry(runner: SegmentRunner) -> dict[str, Any]:
         "phase": runner.phase,
         "schedule": runner.schedule,
         "segment": runner.segment,
+        "last_segment": runner.last_segment,
         "key": runner.bucket if isinstance(runner.bucket, int) else list(runner.bucket),
         "launches": len(runner.launches),
         "state": str(runner.state),
@@ -111,11 +112,12 @@ def flat_numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
         numbers.update(_prefixed(part, report[part]))
     numbers.update(_prefixed("launch_ahead.off", report["launch_ahead"]["off"]))
     for entry in report["segments"]:
-        place = [str(entry[name]) for name in ("phase", "schedule", "segment")]
+        segments = spell_segments(entry["segment"], entry.get("last_segment", entry["segment"]))
+        place = [entry["phase"], entry["schedule"], segments]
         if "key" in entry:
             key = entry["key"]
             place.append(spell_rows(tuple(key) if isinstance(key, list) else key))
-        counters = {name: value for name, value in entry.items() if name not in ("segment", "key")}
+        counters = {name: value for name, value in entry.items() if name not in ("segment", "last_segment", "key")}
         numbers.update(_prefixed(".".join(["segment", *place]), counters))
     if report["islands"] is not None:
         numbers.update(_prefixed("islands", report["islands"]))

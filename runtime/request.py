@@ -215,7 +215,7 @@ class Request:
             ask = ask and most == wanted
             if tokens <= most:
                 break
-            if ("prefill", "prompt_only") not in self._router.routes:
+            if not self._router.has_schedule("prefill", "prompt_only"):
                 raise RunError(
                     f"expected a prompt of at most {most} tokens, since this plan has no schedule 'prompt_only' for "
                     f"prefill, found {tokens}; compile the model with --prompt {low}:{tokens}"
@@ -280,7 +280,7 @@ def _why_not_ahead(
         return "logits"
     if functions:
         return "host_function"
-    if backend.islands() is not None:
+    if backend.islands_wait:
         return "island"
     return None if backend.asynchronous else "synchronous_device"
 

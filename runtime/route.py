@@ -1,24 +1,29 @@
-"""Does a segment go as a graph, plainly, or through the host?"""
+"""Does a segment go as a graph, plainly, or through the host?
+
+Islands divide what they lie between, by the plan. Where graphs can hold them, the segments around are one here, with
+one graph; should there be none for it, each goes by itself.
+"""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, TypeVar
 
 from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, StaticSegment
 from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef, Rows
 from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.functions import Functions, callback_of
-from hjgc.runtime.runner import DynamicRunner, SegmentRunner
+from hjgc.runtime.runner import HOPELESS, DynamicRunner, SegmentRunner, Stretch
 from hjgc.runtime.samples import Sample
 from hjgc.runtime.worker import CaptureWorker
 
@@ -44,15 +49,13 @@ class Ahead:
 class StaticRoute:
     """One static segment: a runner for each bucket. `barred`: why none may have a graph, if so."""
 
-    def __init__(self, phase: Phase, schedule: str, number: int, segment: StaticSegment, barred: str = "") -> None:
-        self.launches = segment.launches
-        self.buckets = segment.key.buckets
-        low, _ = token_range(phase)
-        first = [low, *(bucket + 1 for bucket in self.buckets)]
-        place = phase.name, schedule, number, segment.launches
+    def __init__(self, stretch: Stretch, buckets: tuple[int, ...], low: int, barred: str = "") -> None:
+        """`low`: the fewest rows of a call."""
+        self.launches, self.buckets, self.barred = stretch.launches, buckets, barred
+        first = [low, *(bucket + 1 for bucket in buckets)]
         self.runners = [
-            SegmentRunner(*place, bucket, max(shortest, -(-bucket // 2)), barred)
-            for bucket, shortest in zip(self.buckets, first, strict=False)
+            SegmentRunner(stretch, bucket, max(shortest, -(-bucket // 2)), barred)
+            for bucket, shortest in zip(buckets, first, strict=False)
         ]
 
     def runner(self, rows: Rows) -> SegmentRunner | None:
@@ -68,18 +71,9 @@ class ExactRoute:
     """One static segment of a function: a runner for each tuple of sizes that calls had lately, made when it is asked
     for. `retire` gives up an old one, if that may be; `barred` is why none may have a graph, if so."""
 
-    def __init__(
-        self,
-        phase: Phase,
-        schedule: str,
-        number: int,
-        segment: StaticSegment,
-        retire: Callable[[SegmentRunner], bool],
-        barred: str,
-    ) -> None:
-        self.launches = segment.launches
-        self._place = phase.name, schedule, number, segment.launches
-        self._retire, self._barred = retire, barred
+    def __init__(self, stretch: Stretch, retire: Callable[[SegmentRunner], bool], barred: str) -> None:
+        self.launches = stretch.launches
+        self._stretch, self._retire, self.barred = stretch, retire, barred
         self._runners: OrderedDict[Rows, SegmentRunner] = OrderedDict()
 
     @property
@@ -92,7 +86,7 @@ class ExactRoute:
         if rows not in self._runners:
             if len(self._runners) >= MOST_SIZES and not self._make_room():
                 return None
-            self._runners[rows] = SegmentRunner(*self._place, rows, rows, self._barred)
+            self._runners[rows] = SegmentRunner(self._stretch, rows, rows, self.barred)
         self._runners.move_to_end(rows)
         return self._runners[rows]
 
@@ -102,6 +96,22 @@ class ExactRoute:
             return False
         del self._runners[oldest]
         return True
+
+
+class JoinedRoute:
+    """Segments that islands divide which graphs can hold, as one; `parts` serve where that may have no graph."""
+
+    def __init__(self, whole: StaticRoute | ExactRoute, parts: Sequence[Route]) -> None:
+        self.whole, self.parts = whole, tuple(parts)
+
+    def serving(self, rows: Rows) -> Sequence[Route]:
+        runner = self.whole.runner(rows)
+        return self.parts if runner is not None and runner.state in HOPELESS else (self.whole,)
+
+    @property
+    def is_divided(self) -> bool:
+        """Do the parts serve some rows?"""
+        return any(runner.state in HOPELESS for runner in self.whole.runners)
 
 
 Route = StaticRoute | ExactRoute | DynamicRunner
@@ -132,19 +142,49 @@ class Router:
         self._closed = False
         self.outside_buckets = self.device_errors = 0
         self.ahead = Ahead()
-        self.routes = {
-            (phase.name, schedule.name): tuple(_routes(phase, schedule, worker.retire))
+        self._serving = {
+            (phase.name, schedule.name): self._joined(phase, schedule)
             for phase in plan.phases
             for schedule in phase.schedules
         }
         self.lacks: Callable[[str, int], None] = lambda phase, rows: None
         worker.settle = self._settle
 
+    def _joined(self, phase: Phase, schedule: Schedule) -> tuple[Route | JoinedRoute, ...]:
+        """The routes of a schedule, those joined that may be."""
+        routes = list(_routes(phase, schedule, self._worker.retire))
+        found: list[Route | JoinedRoute] = []
+        for joins, group in groupby(enumerate(schedule.segments), lambda pair: self._may_join(phase, pair[1])):
+            numbers = [number for number, _ in group]
+            parts = [routes[number] for number in numbers]
+            whole = _whole(phase, schedule, numbers, parts, self._worker.retire) if joins else None
+            found += parts if whole is None else [JoinedRoute(whole, parts)]
+        return tuple(found)
+
+    def _may_join(self, phase: Phase, segment: StaticSegment | DynamicSegment) -> bool:
+        """Of a decoder's phases each row is computed alone, islands included: a bucket's graph may compute more of them
+        than count."""
+        if isinstance(segment, StaticSegment):
+            return True
+        if _unrepeatable(segment) or not all(all_ops()[phase.launches[n].op].island for n in segment.launches):
+            return False
+        low, high = token_range(phase)
+        padded = phase.entry != "function" and low != high
+        return not any(self._backend.graphless(phase.name, number, padded=padded) for number in segment.launches)
+
+    def has_schedule(self, phase: str, schedule: str) -> bool:
+        return (phase, schedule) in self._serving
+
+    @property
+    def routes(self) -> dict[tuple[str, str], tuple[Route, ...]]:
+        """By phase and schedule; of joined segments the whole, and the parts once that may have no graph."""
+        return {place: tuple(_opened_up(routes)) for place, routes in self._serving.items()}
+
     @property
     def runners(self) -> list[SegmentRunner]:
         """That of every bucket of every static segment, of a function of every tuple of sizes."""
-        routes = [route for routes in self.routes.values() for route in routes if not isinstance(route, DynamicRunner)]
-        return [runner for route in routes for runner in route.runners]
+        routes = [route for routes in self._serving.values() for route in _opened_up(routes, entirely=True)]
+        return [runner for route in routes if not isinstance(route, DynamicRunner) for runner in route.runners]
 
     def close(self) -> None:
         """Wait for the steps in progress and let no other begin."""
@@ -247,7 +287,7 @@ class Router:
         step: Step,
     ) -> bool:
         """Run every segment of a schedule for `tokens` rows behind `start` cached ones. False if `stop` said so."""
-        for route in self.routes[phase, schedule]:
+        for route in self._chosen(phase, schedule, tokens):
             step.at = route
             if stop():
                 return False
@@ -258,6 +298,14 @@ class Router:
             if not done:
                 return False
         return True
+
+    def _chosen(self, phase: str, schedule: str, rows: Rows) -> Iterator[Route]:
+        """What runs for so many rows."""
+        for route in self._serving[phase, schedule]:
+            if isinstance(route, JoinedRoute):
+                yield from route.serving(rows)
+            else:
+                yield route
 
     def _run_static(
         self, phase: str, route: StaticRoute | ExactRoute, tokens: Rows, start: int, stop: Stop, step: Step
@@ -278,7 +326,7 @@ class Router:
 
     def asks(self, phase: str, schedule: str, rows: Rows) -> bool:
         """Would a call ask for graphs that its arguments are needed to check?"""
-        routes = [route for route in self.routes[phase, schedule] if isinstance(route, ExactRoute)]
+        routes = [route for route in self._chosen(phase, schedule, rows) if isinstance(route, ExactRoute)]
         runners = [runner for route in routes if (runner := route.runner(rows)) is not None]
         return any(map(self._worker.may_ask, runners))
 
@@ -312,15 +360,50 @@ def token_range(phase: Phase) -> tuple[int, int]:
 
 
 def _routes(phase: Phase, schedule: Schedule, retire: Callable[[SegmentRunner], bool]) -> Iterator[Route]:
-    barred = ""
+    barred, (low, _) = "", token_range(phase)
     for number, segment in enumerate(schedule.segments):
         if isinstance(segment, DynamicSegment):
             yield DynamicRunner(phase.name, schedule.name, number, _pieces(phase, segment), segment.reasons)
             barred = barred or _unrepeatable(segment)
-        elif phase.entry == "function":
-            yield ExactRoute(phase, schedule.name, number, segment, retire, barred)
+            continue
+        stretch = Stretch(phase.name, schedule.name, number, segment.launches)
+        if phase.entry == "function":
+            yield ExactRoute(stretch, retire, barred)
         else:
-            yield StaticRoute(phase, schedule.name, number, segment, barred)
+            yield StaticRoute(stretch, segment.key.buckets, low, barred)
+
+
+def _whole(
+    phase: Phase,
+    schedule: Schedule,
+    numbers: Sequence[int],
+    parts: Sequence[Route],
+    retire: Callable[[SegmentRunner], bool],
+) -> StaticRoute | ExactRoute | None:
+    """These segments as one; None where there is nothing to join, or their graphs are for other rows."""
+    static = [part for part in parts if not isinstance(part, DynamicRunner)]
+    if len(static) == len(parts) or not static:
+        return None
+    launches = tuple(n for number in numbers for n in schedule.segments[number].launches)
+    stretch = Stretch(phase.name, schedule.name, numbers[0], launches, numbers[-1])
+    if phase.entry == "function":
+        return ExactRoute(stretch, retire, static[0].barred)
+    low, high = token_range(phase)
+    buckets, *others = {part.buckets for part in static if isinstance(part, StaticRoute)}
+    if others or max(buckets) > high:  # an island computes every row of a bucket
+        return None
+    return StaticRoute(stretch, buckets, low, static[0].barred)
+
+
+def _opened_up(routes: Sequence[Route | JoinedRoute], *, entirely: bool = False) -> Iterator[Route]:
+    """Joined routes followed by their parts: where those serve, or all."""
+    for route in routes:
+        if not isinstance(route, JoinedRoute):
+            yield route
+            continue
+        yield route.whole
+        if entirely or route.is_divided:
+            yield from route.parts
 
 
 def _unrepeatable(segment: DynamicSegment) -> str:

@@ -14,6 +14,7 @@ lately. Everything that changes a state is called under the worker's lock.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -53,6 +54,8 @@ NEXT: dict[State, frozenset[State]] = {  # but for COLD, which `renew` returns t
 }
 PENDING = frozenset({State.QUEUED, State.BUILT})
 """Of a runner that traffic asked for and that is not settled yet."""
+HOPELESS = frozenset({State.REFUSED, State.QUARANTINED})
+"""Of a runner that will have no graph."""
 REMEMBERED = 32
 """How many transitions a runner remembers."""
 
@@ -61,23 +64,36 @@ class IllegalTransition(RuntimeError):
     """A bug in the runtime: a state was left for one that may not follow it."""
 
 
-class SegmentRunner:
-    """One static segment of one schedule at one bucket. `shortest` is the shortest length that the bucket serves; of a
-    function both are the sizes that it serves, and `sample` is a call of them while its graph is to be checked.
-    `barred` says why it may have no graph whatever it computes, if so."""
+@dataclass(frozen=True)
+class Stretch:
+    """Which launches have one graph: the static segment numbered `first` of a schedule, or all segments from there
+    `through` another, islands included."""
 
-    def __init__(
-        self,
-        phase: str,
-        schedule: str,
-        segment: int,
-        launches: tuple[int, ...],
-        bucket: Rows,
-        shortest: Rows,
-        barred: str = "",
-    ) -> None:
-        self.phase, self.schedule, self.segment = phase, schedule, segment
-        self.launches, self.bucket, self.shortest, self.barred = launches, bucket, shortest, barred
+    phase: str
+    schedule: str
+    first: int
+    launches: tuple[int, ...]
+    through: int = -1
+
+    @property
+    def last(self) -> int:
+        return max(self.first, self.through)
+
+
+def spell_segments(first: int, last: int) -> str:
+    """As people read it: `4`, `0-44`."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
+class SegmentRunner:
+    """One static segment of one schedule, or a stretch of segments, at one bucket. `shortest` is the shortest length
+    that the bucket serves; of a function both are the sizes that it serves, and `sample` is a call of them while its
+    graph is to be checked. `barred` says why it may have no graph whatever it computes, if so."""
+
+    def __init__(self, stretch: Stretch, bucket: Rows, shortest: Rows, barred: str = "") -> None:
+        self.phase, self.schedule, self.launches = stretch.phase, stretch.schedule, stretch.launches
+        self.segment, self.last_segment = stretch.first, stretch.last
+        self.bucket, self.shortest, self.barred = bucket, shortest, barred
         self.state = State.COLD
         self.history: deque[str] = deque(maxlen=REMEMBERED)
         self.graph: Graph | None = None
@@ -90,7 +106,9 @@ class SegmentRunner:
 
     @property
     def name(self) -> str:
-        return f"{self.phase}/{self.schedule}/{self.segment}/{spell_rows(self.bucket)}"
+        return (
+            f"{self.phase}/{self.schedule}/{spell_segments(self.segment, self.last_segment)}/{spell_rows(self.bucket)}"
+        )
 
     @property
     def is_exact(self) -> bool:

@@ -91,7 +91,7 @@ class Session:
             raise RunError("expected a deadline in seconds from now, found nan")
         self._functions.check()
         for phase in PHASES if process is not None else ():
-            if (phase, "logits_processor") not in self._router.routes:
+            if not self._router.has_schedule(phase, "logits_processor"):
                 raise RunError(
                     f"expected a plan with a schedule 'logits_processor' for {phase}, found none; compile the model "
                     "again with this hjgc, or leave process out"

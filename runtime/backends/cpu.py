@@ -35,7 +35,9 @@ from hjgc.runtime.backends.cpu_memory import (
     read_weights,
     reserve,
 )
-from hjgc.runtime.islands import IslandRun, Islands, Place, Values, ends, host_value, in_bits, out_of_bits
+from hjgc.runtime.island_sessions import Place
+from hjgc.runtime.islands import IslandRun, Islands, Values, ends
+from hjgc.runtime.ort_values import host_value, in_bits, out_of_bits
 from hjgc.runtime.parameters import Parameters
 
 CALL_BYTES = 1024
@@ -213,6 +215,14 @@ class CpuBackend:
         tables = (table for name, table in self._tables.items() if name != "parameters")
         lasting = sum(tensor.nbytes for table in tables for tensor in table) + self._parameters.data.nbytes
         return {"lasting": lasting, "arena": self._arena.nbytes, "graphs": self._graph_bytes, "staging": 0}
+
+    @property
+    def islands_wait(self) -> bool:
+        return self._islands is not None
+
+    def graphless(self, phase: str, launch: int, *, padded: bool) -> str:
+        del phase, launch, padded
+        return "the host computes it"
 
     def islands(self) -> dict[str, Any] | None:
         return None if self._islands is None else self._islands.counts.as_data()

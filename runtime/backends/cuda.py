@@ -20,7 +20,7 @@ from hjgc.plan_format.building import BuiltVariant
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ledger import GRAPH_BYTES_PER_LAUNCH
-from hjgc.plan_format.structs import Operand, Plan, State
+from hjgc.plan_format.structs import Operand, Phase, Plan, State
 from hjgc.runtime.backend import BackendRefused, Callback, Ids, MemoryRef, Rows, Value, digest_of, spell_rows
 from hjgc.runtime.backends.cuda_code import Code
 from hjgc.runtime.backends.cuda_digest import Digests
@@ -112,7 +112,7 @@ class CudaBackend:
     def _use(self, kernels: Kernels) -> None:
         self._kernels, self._target = kernels, kernels.target
         self._chains: dict[tuple[str, tuple[int, ...]], Chain] = {}
-        self._builders = {phase.name: GraphBuilder(kernels, phase) for phase in self._plan.phases}
+        self._builders = {phase.name: GraphBuilder(kernels, phase, self._record) for phase in self._plan.phases}
         self._rows = ReadyRows(self._plan.phases, kernels.target, lambda index: kernels.loaded[index] is not None)
 
     def _open_staging(self) -> None:
@@ -214,6 +214,18 @@ class CudaBackend:
         if key not in self._island_groups:
             self._island_groups[key] = island_groups(self._plan.phase(phase), launches)
         return self._island_groups[key]
+
+    def _record(self, phase: Phase, number: int, tokens: Rows) -> Handle:
+        assert self._islands is not None, "a plan with islands"
+        return self._islands.record(phase, number, tokens)
+
+    def graphless(self, phase: str, launch: int, *, padded: bool) -> str:
+        assert self._islands is not None, "a plan with islands"
+        return self._islands.graphless(self._plan.phase(phase).launches[launch], padded=padded)
+
+    @property
+    def islands_wait(self) -> bool:
+        return self._islands is not None and self._islands.wait
 
     def islands(self) -> dict[str, Any] | None:
         return None if self._islands is None else self._islands.report()
@@ -399,7 +411,7 @@ class CudaBackend:
         on_device = [weight for weight in plan.weights if weight.placement == "device"]
         lasting = sum(part.bytes for part in (*on_device, *plan.states)) + plan.parameters.bytes
         return {
-            "lasting": lasting + sum(constant.length for constant in plan.constants),
+            "lasting": lasting + sum(constant.length for constant in plan.constants) + self._island_weights(),
             "arena": plan.arena_bytes,
             "graphs": self._graph_bytes,
             "staging": self._uploads.bytes + sum(held),
@@ -407,6 +419,9 @@ class CudaBackend:
             "free_at_open": self._free_at_open,
             **self._free(),
         }
+
+    def _island_weights(self) -> int:
+        return 0 if self._islands is None else self._islands.weight_bytes
 
     def _free(self) -> dict[str, int]:
         try:

@@ -316,6 +316,59 @@ class Driver:
             kernel.sharedMemBytes = shape.shared_bytes
             return self._call("cuGraphAddNode", graph, before or None, edges or None, len(edges), self._node)
 
+    def add_child(self, graph: Handle, child: Handle, before: Sequence[Handle]) -> Handle:
+        """Add a copy of another graph that comes after the nodes in `before` have finished."""
+        return self._call("cuGraphAddChildGraphNode", graph, list(before) or None, len(before), child)
+
+    def begin_capture(self, stream: Handle) -> None:
+        """What is issued to the stream from now on becomes nodes of a graph. Threads may do all else meanwhile."""
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        self._call("cuStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: Handle) -> Handle:
+        return self._call("cuStreamEndCapture", stream)
+
+    def host_nodes(self, graph: Handle) -> list[str]:
+        """What nodes of the graph, by kind, need something of the host's when they run, or hold memory: anything but
+        kernels, fills, and copies within the device."""
+        kinds = self._cuda.CUgraphNodeType
+        harmless = {
+            kinds.CU_GRAPH_NODE_TYPE_KERNEL,
+            kinds.CU_GRAPH_NODE_TYPE_MEMSET,
+            kinds.CU_GRAPH_NODE_TYPE_EMPTY,
+        }
+        found: list[str] = []
+        for node in self._nodes(graph):
+            kind = self._call("cuGraphNodeGetType", node)
+            inside = kind == kinds.CU_GRAPH_NODE_TYPE_MEMCPY and self._copies_inside(node)
+            if kind not in harmless and not inside:
+                found.append(kind.name.removeprefix("CU_GRAPH_NODE_TYPE_").lower())
+        return found
+
+    def _nodes(self, graph: Handle) -> list[Handle]:
+        status, _, count = self._cuda.cuGraphGetNodes(graph, 0)
+        if status == 0 and count:
+            status, nodes, _ = self._cuda.cuGraphGetNodes(graph, count)
+            if status == 0:
+                return list(nodes)
+        if status != 0:
+            raise self._error("cuGraphGetNodes", status)
+        return []
+
+    def _copies_inside(self, node: Handle) -> bool:
+        """Does a copy begin and end in device memory?"""
+        copy, kinds = self._call("cuGraphMemcpyNodeGetParams", node), self._cuda.CUmemorytype
+        ends = (copy.srcMemoryType, copy.srcDevice), (copy.dstMemoryType, copy.dstDevice)
+        return all(
+            kind == kinds.CU_MEMORYTYPE_DEVICE or (kind == kinds.CU_MEMORYTYPE_UNIFIED and self._is_on_device(address))
+            for kind, address in ends
+        )
+
+    def _is_on_device(self, address: Handle) -> bool:
+        attribute = self._cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+        status, kind = self._cuda.cuPointerGetAttribute(attribute, address)
+        return status == 0 and int(kind) == int(self._cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE)
+
     def instantiate(self, graph: Handle, stream: Handle) -> Handle:
         """An executable graph, already on the device; `stream` is waited for."""
         executable = self._call("cuGraphInstantiate", graph, 0)

@@ -1,5 +1,8 @@
-"""How do islands run in the middle of a GPU's work? ONNX Runtime computes them on the CPU: their rows come down and go
-up again through page-locked memory, in the order of the serving stream, and how many bytes that takes is counted.
+"""How do islands run in the middle of a GPU's work?
+
+Where ONNX Runtime has its CUDA provider, on the plan's memory and the serving stream (`cuda_provider.py`). What that
+does not take it computes on the CPU: rows come down and go up again through page-locked memory, in the order of the
+stream, and how many bytes that takes is counted.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from hjgc.plan_format.structs import IslandCall, Launch, Operand, Phase, Plan, W
 from hjgc.runtime.backend import Rows, sizes_of
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_memory import ALIGNMENT, DeviceMemory
+from hjgc.runtime.backends.cuda_provider import Recorder, provider_for
 from hjgc.runtime.backends.element_types import numpy_dtype
-from hjgc.runtime.islands import Islands, Place, Stop, Values, ends
+from hjgc.runtime.island_sessions import Place, onnxruntime_for
+from hjgc.runtime.islands import Islands, Stop, Values, ends
 
 KEPT = 16
 """Bound calls that are kept: of decode each island's one, of a prompt the lengths met last."""
@@ -45,6 +50,14 @@ class _Bound:
     up: list[tuple[int, Bytes]] = field(default_factory=list[tuple[int, Bytes]])
     call: Callable[[Stop | None], bool] = lambda stop: True
 
+    def cross(self, operand: Operand, view: NDArray[Any], address: int) -> None:
+        """The operand is the host's while the island runs."""
+        raw = view.reshape(-1).view(np.uint8)
+        if view.nbytes and operand.access == "read":
+            self.down.append((raw, address))
+        elif view.nbytes:
+            self.up.append((address, raw))
+
 
 class DeviceIslands:
     """The islands of a plan on one GPU, run one at a time by the thread that has the device. `close` it once the stream
@@ -58,9 +71,57 @@ class DeviceIslands:
         self._values = values
         self._fixed = {("weight", i): place for i, place in host_weights(file.plan, root, file.path).items()}
         self._fixed |= {("constant", i): place for i, place in host_constants(file).items()}
-        self._islands = Islands(file)
+        self._islands = Islands(file, provider_for(onnxruntime_for(file), stream), _movable(file.plan))
         self._calls: OrderedDict[tuple[str, int, Rows], _Bound] = OrderedDict()
         self._staging = driver.allocate_host(_room(file.plan))
+        self._recorder: Recorder | None = None
+        self._sent: dict[int, int] = {}
+        self._send_weights()
+
+    def _send_weights(self) -> None:
+        """Those that islands read on the device, where no launch reads them too."""
+        for _, launch in _island_launches(self._plan):
+            opened, (inputs, _) = self._islands.opened(_island(launch)), ends(launch)
+            for operand, there in zip(inputs, opened.inputs, strict=True):
+                if there and operand is not None and operand.space == "weight" and operand.index not in self._sent:
+                    self._send_weight(operand.index)
+
+    def _send_weight(self, index: int) -> None:
+        if self._plan.weights[index].placement == "device":
+            self._sent[index] = self._memory.address("weight", index)
+            return
+        data = self._fixed["weight", index].memory
+        assert data is not None, "a weight of the host's"
+        self._sent[index] = self._driver.allocate(data.nbytes)
+        self._memory.write(self._sent[index], np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Device memory that is held for weights which only islands read."""
+        return sum(weight.bytes for weight in map(self._plan.weights.__getitem__, self._own_weights()))
+
+    def _own_weights(self) -> list[int]:
+        return [index for index in self._sent if self._plan.weights[index].placement != "device"]
+
+    @property
+    def wait(self) -> bool:
+        """Does any of them hold the caller up until the device has come to it?"""
+        opened = (self._islands.opened(number) for number in range(len(self._plan.islands)))
+        return not all(all(each.inputs + each.outputs) for each in opened)
+
+    def graphless(self, launch: Launch, *, padded: bool) -> str:
+        """Why no graph can hold the launch's island, `padded` with rows that do not count; empty if one can."""
+        opened = self._islands.opened(_island(launch))
+        return opened.graphless or (opened.padless if padded else "")
+
+    def record(self, phase: Phase, number: int, tokens: Rows) -> Handle:
+        """A graph of the launch's island for so many rows, which the caller drops. By the thread that builds graphs.
+        Raises BackendRefused."""
+        if self._recorder is None:
+            self._recorder = Recorder(self._driver, self._islands)
+        launch, sizes = phase.launches[number], sizes_of(phase, tokens)
+        inputs, outputs = ([self._on_device(phase, each, sizes) for each in end] for end in ends(launch))
+        return self._recorder.record(_island(launch), inputs, outputs)
 
     @property
     def bytes(self) -> int:
@@ -107,35 +168,46 @@ class DeviceIslands:
         self._driver.free_host(staging)
 
     def _bind(self, phase: Phase, launch: Launch, tokens: Rows) -> _Bound:
-        bound, place = _Bound(), 0
+        bound, place, sizes = _Bound(), 0, sizes_of(phase, tokens)
+        opened = self._islands.opened(_island(launch))
         inputs: list[Place] = []
         outputs: list[Place] = []
-        for operands, places in zip(ends(launch), (inputs, outputs), strict=True):
-            for operand in operands:
+        for operands, flags, places in zip(
+            ends(launch), (opened.inputs, opened.outputs), (inputs, outputs), strict=True
+        ):
+            for operand, there in zip(operands, flags, strict=True):
                 assert operand is not None, "islands leave nothing out"
+                if there:
+                    places.append(self._on_device(phase, operand, sizes))
+                    continue
                 if operand.space == "value":
                     places.append(self._values.place(phase, operand.index))
                     continue
                 if operand.space != "buffer":
                     places.append(self._fixed[operand.space, operand.index])
                     continue
-                view, dtype = self._view(phase, operand, tokens, place)
+                view, dtype = self._view(phase, operand, sizes, place)
                 place += -(-view.nbytes // ALIGNMENT) * ALIGNMENT
-                address = self._memory.address("buffer", operand.index, phase.name)
-                raw = view.reshape(-1).view(np.uint8)
-                if view.nbytes and operand.access == "read":
-                    bound.down.append((raw, address))
-                elif view.nbytes:
-                    bound.up.append((address, raw))
+                bound.cross(operand, view, self._memory.address("buffer", operand.index, phase.name))
                 places.append(Place(memory=view, dtype=dtype))
-        kernel = next(kernel for kernel in launch.kernels.values() if isinstance(kernel, IslandCall))
-        bound.call = self._islands.bind(kernel.island, inputs, outputs)
+        bound.call = self._islands.bind(_island(launch), inputs, outputs)
         return bound
 
-    def _view(self, phase: Phase, operand: Operand, tokens: Rows, place: int) -> tuple[NDArray[Any], str]:
+    def _on_device(self, phase: Phase, operand: Operand | None, sizes: Mapping[str, int]) -> Place:
+        """Where the operand lies in the device's memory."""
+        assert operand is not None, "islands leave nothing out"
+        space, index = operand.space, operand.index
+        if space == "buffer":
+            buffer = phase.buffers[index]
+            shape, dtype = tuple(evaluate(axis, sizes) for axis in buffer.shape), buffer.dtype
+            return Place(address=self._memory.address(space, index, phase.name), shape=shape, dtype=dtype)
+        entry = (self._plan.weights if space == "weight" else self._plan.constants)[index]
+        address = self._sent[index] if space == "weight" else self._memory.address(space, index)
+        return Place(address=address, shape=entry.shape, dtype=entry.dtype)
+
+    def _view(self, phase: Phase, operand: Operand, sizes: Mapping[str, int], place: int) -> tuple[NDArray[Any], str]:
         """The buffer's rows, as they lie in page-locked memory from `place` on."""
         buffer = phase.buffers[operand.index]
-        sizes = sizes_of(phase, tokens)
         shape = [evaluate(axis, sizes) for axis in buffer.shape]
         raw = self._staging[place : place + prod(shape) * ITEM_BYTES[buffer.dtype]]
         return raw.view(numpy_dtype(buffer.dtype)).reshape(shape), buffer.dtype
@@ -148,7 +220,11 @@ class DeviceIslands:
 
     def close(self) -> None:
         self._calls.clear()
+        if self._recorder is not None:
+            self._recorder.close()
         self._islands.close()
+        for index in self._own_weights():
+            self._driver.free(self._sent[index])
         self._driver.free_host(self._staging)
 
 
@@ -169,11 +245,26 @@ def _need(phase: Phase, launch: Launch, sizes: Mapping[str, int]) -> int:
 
 def _island_launches(plan: Plan) -> list[tuple[Phase, Launch]]:
     launches = [(phase, launch) for phase in plan.phases for launch in phase.launches]
-    return [pair for pair in launches if _is_island(pair[1])]
+    return [pair for pair in launches if is_island(pair[1])]
 
 
-def _is_island(launch: Launch) -> bool:
+def is_island(launch: Launch) -> bool:
     return any(isinstance(kernel, IslandCall) for kernel in launch.kernels.values())
+
+
+def _island(launch: Launch) -> int:
+    """The number of the island that the launch runs."""
+    return next(kernel.island for kernel in launch.kernels.values() if isinstance(kernel, IslandCall))
+
+
+def _movable(plan: Plan) -> set[int]:
+    """The islands of which nothing is a value that only the host holds."""
+    fixed = {
+        _island(launch)
+        for _, launch in _island_launches(plan)
+        if any(operand.space == "value" for operand in launch.operands)
+    }
+    return set(range(len(plan.islands))) - fixed
 
 
 def _read(plan: Plan, space: str) -> set[int]:
@@ -222,7 +313,7 @@ def island_groups(phase: Phase, launches: tuple[int, ...]) -> tuple[tuple[bool, 
     """Runs of launches of one kind, in order: islands or not."""
     groups: list[tuple[bool, list[int]]] = []
     for number in launches:
-        foreign = _is_island(phase.launches[number])
+        foreign = is_island(phase.launches[number])
         if not groups or groups[-1][0] != foreign:
             groups.append((foreign, []))
         groups[-1][1].append(number)

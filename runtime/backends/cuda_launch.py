@@ -29,6 +29,7 @@ from hjgc.plan_format.structs import (
 from hjgc.runtime.backend import Rows
 from hjgc.runtime.backends.cuda_code import Loaded
 from hjgc.runtime.backends.cuda_driver import TENSOR_MAP_BYTES, Driver, Handle, LaunchShape
+from hjgc.runtime.backends.cuda_islands import is_island
 from hjgc.runtime.backends.cuda_memory import DeviceMemory
 
 PACKING = {"pointer": "<Q", "scratch": "<Q", "int32": "<i", "int64": "<q", "float32": "<f"}
@@ -217,35 +218,81 @@ class Chain:
 
 
 class GraphBuilder:
-    """Builds graphs of one phase's launches, node by node, with the plan's edges. One thread at a time."""
+    """Builds graphs of one phase's launches, node by node, with the plan's edges. `record` makes graphs of islands, if
+    there are any among them. One thread at a time."""
 
-    def __init__(self, kernels: Kernels, phase: Phase) -> None:
-        self._kernels, self._phase = kernels, phase
+    def __init__(
+        self, kernels: Kernels, phase: Phase, record: Callable[[Phase, int, Rows], Handle] | None = None
+    ) -> None:
+        self._kernels, self._phase, self._record = kernels, phase, record
         self._before: dict[int, list[tuple[int, str]]] = {}
         for edge in phase.edges:
             self._before.setdefault(edge.after, []).append((edge.before, edge.kind))
 
     def build(self, numbers: Sequence[int], tokens: Rows, pause: Callable[[], None] | None = None) -> Handle:
         """A graph of these launches for so many rows. `pause` is called before each node. The caller drops the graph.
-        Raises DriverError."""
+        Raises DriverError, BackendRefused."""
         driver, launches = self._kernels.driver, self._phase.launches
-        overlapping = {number: self._kernels.overlaps(launches[number], tokens) for number in numbers}
         graph = driver.make_graph()
         try:
-            added: dict[int, Handle] = {}
+            growing = _Growing(graph)
             for number in numbers:
                 if pause is not None:
                     pause()
-                bound = _bound(self._kernels, self._phase, launches[number], tokens)
-                before = [edge for edge in self._before.get(number, ()) if edge[0] in added]
-                nodes = [added[earlier] for earlier, _ in before]
-                early = [kind == "pdl" and overlapping[earlier] and overlapping[number] for earlier, kind in before]
-                call = (bound.function, bound.parameters)
-                added[number] = driver.add_kernel(graph, bound.fit(tokens), call, nodes, early)
+                if is_island(launches[number]):
+                    self._add_island(growing, number, tokens)
+                else:
+                    self._add_kernel(growing, number, tokens)
         except BaseException:
             driver.drop_graph(graph)
             raise
         return graph
+
+    def _add_kernel(self, growing: _Growing, number: int, tokens: Rows) -> None:
+        kernels, launch = self._kernels, self._phase.launches[number]
+        bound = _bound(kernels, self._phase, launch, tokens)
+        before = [edge for edge in self._before.get(number, ()) if edge[0] in growing.added]
+        overlaps = kernels.overlaps(launch, tokens)
+        early = [kind == "pdl" and overlaps and growing.overlapping[earlier] for earlier, kind in before]
+        nodes = [growing.added[earlier] for earlier, _ in before]
+        if not nodes:
+            nodes, early = growing.behind, [False] * len(growing.behind)
+        call = (bound.function, bound.parameters)
+        node = kernels.driver.add_kernel(growing.graph, bound.fit(tokens), call, nodes, early)
+        growing.add(number, node, overlaps, [earlier for earlier, _ in before])
+
+    def _add_island(self, growing: _Growing, number: int, tokens: Rows) -> None:
+        """Behind all that was added before, and before all that is added after."""
+        driver = self._kernels.driver
+        assert self._record is not None, "launches without islands"
+        recorded = self._record(self._phase, number, tokens)
+        try:
+            growing.pass_by(driver.add_child(growing.graph, recorded, growing.ends()))
+        finally:
+            driver.drop_graph(recorded)
+
+
+@dataclass
+class _Growing:
+    """A graph under construction: the launches `added` since the last island, which lies `behind` them."""
+
+    graph: Handle
+    added: dict[int, Handle] = field(default_factory=dict[int, Handle])
+    overlapping: dict[int, bool] = field(default_factory=dict[int, bool])
+    awaited: set[int] = field(default_factory=set[int])
+    behind: list[Handle] = field(default_factory=list[Handle])
+
+    def add(self, number: int, node: Handle, overlaps: bool, before: Sequence[int]) -> None:
+        self.added[number], self.overlapping[number] = node, overlaps
+        self.awaited.update(before)
+
+    def ends(self) -> list[Handle]:
+        """What nothing added waits for yet."""
+        return [node for number, node in self.added.items() if number not in self.awaited] or self.behind
+
+    def pass_by(self, island: Handle) -> None:
+        self.behind = [island]
+        self.added.clear()
 
 
 def _bound(kernels: Kernels, phase: Phase, launch: Launch, tokens: Rows) -> BoundCall:

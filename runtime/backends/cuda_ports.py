@@ -22,7 +22,8 @@ from hjgc.runtime.backend import Rows, Value, sizes_of
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_memory import ALIGNMENT, DeviceMemory, lay_out
 from hjgc.runtime.backends.element_types import numpy_dtype
-from hjgc.runtime.islands import Values, host_value, in_bits, out_of_bits
+from hjgc.runtime.islands import Values
+from hjgc.runtime.ort_values import host_value, in_bits, out_of_bits
 
 STAGING_BYTES = 64 << 20
 KEPT = 64

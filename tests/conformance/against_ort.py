@@ -17,7 +17,7 @@ import onnxruntime as ort
 import torch
 from onnx.backend.test.case.test_case import TestCase
 
-from hjgc.runtime.islands import BITS, to_host, wrapped
+from hjgc.runtime.ort_values import BITS, to_host, wrapped
 from tests.conformance.cases import all_cases, data_sets, model_of
 from tests.conformance.running import Result, check_outputs, run_case
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from hjgc.compiler import compile_model
 from hjgc.runtime.opening import open_session
-from tests.compiler.test_foreign import in_every_layer, on_the_host
+from tests.compiler.test_foreign import echoed, in_every_layer, on_the_host
 from tests.compiler.test_recognise import planted
 from tests.gpu.served import answered, checkpoint, prompt, target
 
@@ -21,8 +22,21 @@ CONTEXT, LENGTHS, STEPS = 1024, (1, 5, 33, 200, 620), 12
 LAYERS, VOCABULARY = 2, 199
 
 
-CHANGES = {"islands": on_the_host("Elu"), "launches": in_every_layer("Elu"), "norms": planted("LayerNormalization")}
-"""An operator in each layer that no rule covers, computed by one or the other; a norm that no LLaMA has."""
+def gated(graph: ir.Graph) -> None:
+    """QuickGelu, which no launch computes, on what attention gives."""
+    for layer in range(LAYERS):
+        echoed(graph, graph.node(f"model.layers.{layer}.self_attn.o_proj/MatMul"), "QuickGelu")
+
+
+CHANGES = {
+    "islands": on_the_host("Elu"),
+    "gated": gated,
+    "launches": in_every_layer("Elu"),
+    "norms": planted("LayerNormalization"),
+}
+"""An operator in each layer that no rule covers, computed by ONNX Runtime or by us: QuickGelu is one of its CUDA
+provider's, SampleOp one of the CPU's alone; a norm that no LLaMA has."""
+PROVIDED = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 @cache
@@ -86,3 +100,26 @@ def test_the_report_counts_runs_and_the_bytes_that_cross() -> None:
     assert islands["bytes_to_host"] == LAYERS * rows * sum(int(size) for size in sizes) * 2  # type: ignore[arg-type] (columns are numbers)
     assert islands["bytes_to_device"] > 0 and islands["copy_seconds"] > 0 and islands["run_seconds"] > 0
     assert report["launch_ahead"]["steps"] == 0 and report["launch_ahead"]["off"].keys() <= {"island", "logits"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not PROVIDED, reason="onnxruntime-gpu is not installed")
+def test_islands_on_the_device_copy_nothing_and_a_step_is_one_graph() -> None:
+    with open_session(changed_plan("gated", "float16", target())) as session:
+        for _ in range(2):
+            for length in LENGTHS:
+                answered(session, prompt(length, VOCABULARY), STEPS)
+            assert session.wait_captured(120)
+        before = session.report()["islands"]["runs"]
+        with session.request() as request:
+            request.prefill(prompt(5, VOCABULARY), {})
+            for _ in range(STEPS):
+                request.decode()
+        report = session.report()
+    islands = report["islands"]
+    assert (islands["providers"], islands["on_host"]) == ({"CUDAExecutionProvider": LAYERS}, {})
+    assert (islands["bytes_to_host"], islands["bytes_to_device"]) == (0, 0)
+    assert islands["runs"] == before, "graphs hold those of the prompt and of each step"
+    (step,) = (e for e in report["segments"] if (e["phase"], e["schedule"]) == ("decode", "default"))
+    assert (step["state"], step["segment"], step["last_segment"]) == ("PROMOTED", 0, 2 * LAYERS)
+    assert step["hits"] >= STEPS and report["launch_ahead"]["steps"] > 0

@@ -12,7 +12,7 @@ import pytest
 import hjgc
 from hjgc.runtime.function import Function
 
-HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
+HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\n'
 Made = Callable[..., Function]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hjgc.plan_format.errors import RunError
 from hjgc.runtime import BackendRefused, Session, worker
 from hjgc.runtime.budget import Budget
-from hjgc.runtime.runner import SegmentRunner, State
+from hjgc.runtime.runner import SegmentRunner, State, Stretch
 from tests.plans import small_plan
 from tests.runtime.fake_device import FakeDevice, FakeGraph
 from tests.runtime.serving import (
@@ -356,7 +356,7 @@ def test_many_callers_get_the_same_answers_while_graphs_come_and_go() -> None:
 
 
 def promoted(bucket: int, last_use: int, *, uses: int = 0) -> SegmentRunner:
-    runner = SegmentRunner("prefill", "default", 0, (0,), bucket, bucket)
+    runner = SegmentRunner(Stretch("prefill", "default", 0, (0,)), bucket, bucket)
     runner.warm()
     runner.queue()
     runner.built(FakeGraph("prefill", (0,), bucket, 100))
@@ -372,7 +372,7 @@ def promoted(bucket: int, last_use: int, *, uses: int = 0) -> SegmentRunner:
 def test_the_budget_names_as_few_victims_as_will_do(amount: int, victims: list[int] | None) -> None:
     budget = Budget(500)
     runners = [promoted(1, 30), promoted(2, 10, uses=1), promoted(4, 20)]
-    queued = SegmentRunner("prefill", "default", 0, (0,), 8, 8)
+    queued = SegmentRunner(Stretch("prefill", "default", 0, (0,)), 8, 8)
     for runner in (*runners, queued):
         budget.hold(runner, 100)
     found = budget.victims(amount)

@@ -309,6 +309,16 @@ def test_a_cancellation_between_calls_is_of_neither(made: Made) -> None:
     check_trips(function)
 
 
+def test_islands_that_draw_alike_draw_other_numbers(made: Made) -> None:
+    function = made(
+        "f (float[8] a) => (x, y, z) { x = RandomNormalLike(a) b = Exp(x) y = RandomNormalLike(b) c = Exp(y) "
+        "d = Mul(a, c) z = RandomNormalLike(d) }"
+    )
+    drawn = [array.tobytes() for _ in range(3) for array in function({"a": floats(8)}).values()]
+    assert len(set(drawn)) == len(drawn) == 9
+    assert function.report()["islands"]["islands"] == 3
+
+
 @pytest.mark.parametrize(
     ("text", "wrong", "right"),
     [
@@ -320,8 +330,9 @@ def test_a_cancellation_between_calls_is_of_neither(made: Made) -> None:
 def test_an_island_that_fails_names_its_nodes(made: Made, text: str, wrong: Any, right: Any) -> None:
     function = made(text)
     for _ in range(2):
-        with pytest.raises(RunError, match=r"island\.0 \(ONNX nodes .*\) failed in ONNX Runtime: "):
+        with pytest.raises(RunError, match=r"island\.0 \(ONNX nodes .*\) failed in ONNX Runtime: ") as raised:
             function(wrong)
+        assert "Name:'node'" in str(raised.value), "the user's name, in what ONNX Runtime says too"
         assert function(right)["y"].shape[0] == 3
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hjgc.plan_format.errors import RunError
 from hjgc.runtime.backend import BackendRefused
-from hjgc.runtime.runner import IllegalTransition, SegmentRunner, State
+from hjgc.runtime.runner import IllegalTransition, SegmentRunner, State, Stretch
 from tests.runtime.fake_device import FakeDevice
 from tests.runtime.serving import PATIENCE, answer, captured, entry, serving
 
@@ -86,7 +86,7 @@ def test_the_graphs_of_a_step_ahead_whose_token_could_not_be_sent_for_are_free_a
 
 
 def test_a_runner_whose_graph_is_used_is_not_renewed() -> None:
-    runner = SegmentRunner("decode", "default", 0, (0,), 1, 1)
+    runner = SegmentRunner(Stretch("decode", "default", 0, (0,)), 1, 1)
     runner.uses = 1
     with pytest.raises(IllegalTransition, match="renewed while 1 steps use its graph"):
         runner.renew()

@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from hjgc.plan_format.structs import CaptureKey, StaticSegment
 from hjgc.runtime.route import StaticRoute
-from hjgc.runtime.runner import NEXT, IllegalTransition, SegmentRunner, State
-from tests.plans import small_plan
+from hjgc.runtime.runner import NEXT, IllegalTransition, SegmentRunner, State, Stretch
 from tests.runtime.fake_device import FakeGraph
 
 GRAPH = FakeGraph("decode", (0, 1), 1, 200)
@@ -50,7 +48,7 @@ LEGAL = {
 
 
 def runner_in(state: State) -> SegmentRunner:
-    runner = SegmentRunner("decode", "default", 0, (0, 1), bucket=1, shortest=1)
+    runner = SegmentRunner(Stretch("decode", "default", 0, (0, 1)), bucket=1, shortest=1)
     for step in PATHS[state]:
         ACTIONS[step](runner)
     assert runner.state is state
@@ -118,13 +116,11 @@ def test_an_old_runner_remembers_only_its_last_transitions() -> None:
 def test_the_smallest_bucket_serves_unless_it_would_be_over_half_empty(
     buckets: tuple[int, ...], tokens: int, bucket: int | None
 ) -> None:
-    phase = small_plan().phase("prefill")
-    route = StaticRoute(phase, "default", 0, StaticSegment((0,), CaptureKey(("tokens",), buckets)))
+    route = StaticRoute(Stretch("prefill", "default", 0, (0,)), buckets, 1)
     runner = route.runner(tokens)
     assert (runner.bucket if runner else None) == bucket
 
 
 def test_a_runner_knows_the_shortest_length_that_its_bucket_serves() -> None:
-    phase = small_plan().phase("prefill")
-    route = StaticRoute(phase, "default", 0, StaticSegment((0,), CaptureKey(("tokens",), (2, 6, 14, 16))))
+    route = StaticRoute(Stretch("prefill", "default", 0, (0,)), (2, 6, 14, 16), 1)
     assert [runner.shortest for runner in route.runners] == [1, 3, 7, 15]
