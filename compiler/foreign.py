@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from hjgc.compiler.function.islands import Group, Partition, used_values
-from hjgc.compiler.function.lowering import NotNative, unknown_operator
+from hjgc.compiler.function.lowering import NotNative, rule_of, unknown_operator
+from hjgc.compiler.function.rules import register_all
 from hjgc.compiler.rules.rule import DOMAIN, NODES_KEY, node_name, source_nodes, static_shape
 from hjgc.plan_format.reasons import ReasonCode
 
@@ -123,9 +124,20 @@ def _foreign(group: Group, words: set[ir.Node], sizes: Mapping[ir.Node, Axes], p
         columns.append(width)
     if not taken:
         return f"{node_name(group.nodes[0])} reads no activation"
-    why = {node: _why(node, own) for node in group.nodes}
     found = {node: axes for node in nodes if (axes := sizes.get(node))}
-    return Foreign(tuple(nodes), tuple(taken), tuple(outputs), tuple(columns), found, why)
+    return Foreign(tuple(nodes), tuple(taken), tuple(outputs), tuple(columns), found, _reasons(group.nodes, own))
+
+
+def _reasons(nodes: Sequence[ir.Node], own: set[ir.Node]) -> dict[ir.Node, NotNative]:
+    """Why the nodes are an island: what has a rule is there for the company it keeps, if anything has none."""
+    register_all()
+    why = {node: _why(node, own) for node in nodes}
+    lacking = {
+        node: reason
+        for node, reason in why.items()
+        if reason.code is not ReasonCode.NO_TEMPLATE or rule_of(node) is None
+    }
+    return lacking or why
 
 
 def _why(node: ir.Node, own: set[ir.Node]) -> NotNative:

@@ -72,11 +72,11 @@ def _numbers(data: bytes, message: str, place: int, end: int, name: bytes) -> It
     found, held = b"", 0
     while place < end:
         tag, begin = _varint(data, place, end, MAX_TAG_BYTES)
-        number = tag >> 3
-        value, begin, behind = _content(data, tag & 7, begin, end)
-        if message == "AttributeProto" and number == ATTRIBUTE_NAME:
+        number, coding = tag >> 3, tag & 7
+        value, begin, behind = _content(data, coding, begin, end)
+        if message == "AttributeProto" and (number, coding) == (ATTRIBUTE_NAME, BYTES):
             found = data[begin:behind]
-        if message == "AttributeProto" and number == ATTRIBUTE_INTEGER:
+        if message == "AttributeProto" and (number, coding) == (ATTRIBUTE_INTEGER, VARINT):
             held = value
         if number in PARTS[message]:
             yield from _numbers(data, PARTS[message][number], begin, behind, name)

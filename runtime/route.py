@@ -110,8 +110,9 @@ class JoinedRoute:
 
     @property
     def is_divided(self) -> bool:
-        """Do the parts serve some rows?"""
-        return any(runner.state in HOPELESS for runner in self.whole.runners)
+        """Do the parts serve some rows, or did they?"""
+        served = any(part.runs for part in self.parts if isinstance(part, DynamicRunner))
+        return served or any(runner.state in HOPELESS for runner in self.whole.runners)
 
 
 Route = StaticRoute | ExactRoute | DynamicRunner

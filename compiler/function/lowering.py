@@ -127,8 +127,7 @@ class Context:
 
     def lower(self, node: ir.Node) -> NotNative | None:
         """Emit the node's steps. Why not, if it is none of ours: nothing is emitted then."""
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        rule = RULES.get((domain, node.op_type))
+        domain, rule = standard_domain(node), rule_of(node)
         kind = f"{domain or 'ai.onnx'}.{node.op_type}"
         if rule is None:
             return unknown_operator(node)
@@ -372,6 +371,15 @@ class Lowering:
 
 Rule = Callable[[Lowering], None]
 RULES: dict[tuple[str, str], Rule] = {}
+
+
+def rule_of(node: ir.Node) -> Rule | None:
+    return RULES.get((standard_domain(node), node.op_type))
+
+
+def standard_domain(node: ir.Node) -> str:
+    """Empty for ONNX's own, which has two names."""
+    return "" if node.domain == "ai.onnx" else node.domain
 
 
 def lowers(*operators: str, domain: str = "") -> Callable[[Rule], Rule]:

@@ -205,6 +205,8 @@ class CudaBackend:
             return self._chain(phase, launches).run(tokens, stop, ahead)
         assert self._islands is not None, "a plan with islands"
         for number in launches:
+            if ahead is not None:  # an island may take as long as many launches
+                self._driver.wait(self._stream)
             if (stop is not None and stop()) or not self._islands.run(self._plan.phase(phase), number, tokens, stop):
                 return False
         return True

@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -73,10 +73,14 @@ class DeviceIslands:
         self._fixed |= {("constant", i): place for i, place in host_constants(file).items()}
         self._islands = Islands(file, provider_for(onnxruntime_for(file), stream), _movable(file.plan))
         self._calls: OrderedDict[tuple[str, int, Rows], _Bound] = OrderedDict()
-        self._staging = driver.allocate_host(_room(file.plan))
+        self._staging = driver.allocate_host(self._most_needed())
         self._recorder: Recorder | None = None
         self._sent: dict[int, int] = {}
-        self._send_weights()
+        try:
+            self._send_weights()
+        except BaseException:
+            self.close()
+            raise
 
     def _send_weights(self) -> None:
         """Those that islands read on the device, where no launch reads them too."""
@@ -106,8 +110,7 @@ class DeviceIslands:
     @property
     def wait(self) -> bool:
         """Does any of them hold the caller up until the device has come to it?"""
-        opened = (self._islands.opened(number) for number in range(len(self._plan.islands)))
-        return not all(all(each.inputs + each.outputs) for each in opened)
+        return any(self._islands.opened(number).graphless for number in range(len(self._plan.islands)))
 
     def graphless(self, launch: Launch, *, padded: bool) -> str:
         """Why no graph can hold the launch's island, `padded` with rows that do not count; empty if one can."""
@@ -151,12 +154,30 @@ class DeviceIslands:
     def _call(self, phase: Phase, number: int, tokens: Rows) -> _Bound:
         key = (phase.name, number, tokens)
         if key not in self._calls:
-            self._make_room(_need(phase, phase.launches[number], sizes_of(phase, tokens)))
+            self._make_room(self._need(phase, phase.launches[number], sizes_of(phase, tokens)))
             self._calls[key] = self._bind(phase, phase.launches[number], tokens)
             if len(self._calls) > max(KEPT, 2 * len(self._plan.islands)):
                 self._calls.popitem(last=False)
         self._calls.move_to_end(key)
         return self._calls[key]
+
+    def _most_needed(self) -> int:
+        """Bytes of page-locked memory for the neediest island at the most rows; of a function FUNCTION_STAGING at most."""
+        most = 1
+        for phase, launch in _island_launches(self._plan):
+            most = max(most, self._need(phase, launch, {size.name: size.high for size in phase.sizes}))
+        return min(most, FUNCTION_STAGING) if self._plan.is_function else most
+
+    def _need(self, phase: Phase, launch: Launch, sizes: Mapping[str, int]) -> int:
+        """Bytes that those of a launch's operands which cross take in page-locked memory."""
+        opened, (inputs, outputs) = self._islands.opened(_island(launch)), ends(launch)
+        crossing = [
+            phase.buffers[operand.index]
+            for operand, there in zip(inputs + outputs, opened.inputs + opened.outputs, strict=True)
+            if operand is not None and operand.space == "buffer" and not there
+        ]
+        need = (prod(evaluate(axis, sizes) for axis in b.shape) * ITEM_BYTES[b.dtype] for b in crossing)
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in need)
 
     def _make_room(self, need: int) -> None:
         """Page-locked memory of so many bytes; no call is bound to the old."""
@@ -219,28 +240,15 @@ class DeviceIslands:
         return self._islands.uncounted()
 
     def close(self) -> None:
+        """What the driver refuses keeps nothing else from being given back."""
         self._calls.clear()
-        if self._recorder is not None:
-            self._recorder.close()
-        self._islands.close()
-        for index in self._own_weights():
-            self._driver.free(self._sent[index])
-        self._driver.free_host(self._staging)
-
-
-def _room(plan: Plan) -> int:
-    """Bytes that the neediest island's operands take, at the most rows; of a function no more than FUNCTION_STAGING."""
-    most = 1
-    for phase, launch in _island_launches(plan):
-        most = max(most, _need(phase, launch, {size.name: size.high for size in phase.sizes}))
-    return min(most, FUNCTION_STAGING) if plan.is_function else most
-
-
-def _need(phase: Phase, launch: Launch, sizes: Mapping[str, int]) -> int:
-    """Bytes that a launch's operands take in page-locked memory."""
-    buffers = [phase.buffers[operand.index] for operand in launch.operands if operand.space == "buffer"]
-    need = (prod(evaluate(axis, sizes) for axis in b.shape) * ITEM_BYTES[b.dtype] for b in buffers)
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in need)
+        with ExitStack() as undo:
+            undo.callback(self._driver.free_host, self._staging)
+            for index in self._own_weights():
+                undo.callback(self._driver.free, self._sent[index])
+            undo.callback(self._islands.close)
+            if self._recorder is not None:
+                undo.callback(self._recorder.close)
 
 
 def _island_launches(plan: Plan) -> list[tuple[Phase, Launch]]:

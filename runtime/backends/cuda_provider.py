@@ -87,15 +87,16 @@ def _opened(session: Any, data: bytes) -> Opened | str:
     graphless = "" if all(inputs + outputs) else "it takes or gives numbers of the host's"
     if flow := sorted(kinds & CONTROL_FLOW):
         graphless = f"{flow[0]} waits for the device"
-    return Opened(session, inputs, outputs, graphless, _padless(session, data, "CastLike" in kinds))
+    return Opened(session, inputs, outputs, graphless, _padless(session, data))
 
 
-def _padless(session: Any, data: bytes, casts: bool) -> str:
+def _padless(session: Any, data: bytes) -> str:
     """Rows that do not count hold whatever was there. As floating-point numbers they harm nobody; as whole ones, or
     made into such, they may be places to read from that are none."""
     if others := sorted({value.type for value in session.get_inputs()} - FLOATS.keys()):
         return f"it reads {others[0]}, and rows that do not count may hold anything"
-    if casts or any(kind not in FLOATS.values() for kind in attribute_numbers(data, "to")):
+    # CastLike by its name: ONNX Runtime has made a Cast of it by now, whose attribute is not in these bytes.
+    if b"CastLike" in data or any(kind not in FLOATS.values() for kind in attribute_numbers(data, "to")):
         return "it makes whole numbers of what it reads, and rows that do not count may hold anything"
     return ""
 
@@ -123,9 +124,12 @@ class Recorder:
         options.log_severity_level = 4
         self._provider.configure(options)
         graph = self._recorded(number, lambda: session.run_with_iobinding(binding, options))
-        if kinds := self._driver.host_nodes(graph):
+        try:
+            if kinds := self._driver.host_nodes(graph):
+                raise BackendRefused(f"the run of {self._named(number)} has what no graph may hold: {', '.join(kinds)}")
+        except BaseException:
             self._driver.drop_graph(graph)
-            raise BackendRefused(f"the run of {self._named(number)} has what no graph may hold: {', '.join(kinds)}")
+            raise
         return graph
 
     def _recorded(self, number: int, run: Any) -> Handle:
@@ -153,8 +157,10 @@ class Recorder:
 
     def close(self) -> None:
         self._sessions.clear()
-        self._driver.wait(self._stream)
-        self._driver.drop_stream(self._stream)
+        try:
+            self._driver.wait(self._stream)
+        finally:
+            self._driver.drop_stream(self._stream)
 
 
 def provider_for(ort: Any, stream: Handle) -> CudaProvider | str:

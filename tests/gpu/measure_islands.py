@@ -68,7 +68,8 @@ def measure_ours(plan: str, lengths: Sequence[int]) -> dict[str, Any]:
     """The session's report in the end."""
     with open_session(plan, device="cuda") as session:
         for length in lengths:
-            ours(session, length, 2)
+            first, _ = ours(session, length, 2)
+            print(f"hjgc: {length} tokens, before anything is captured: first {1e3 * first:.2f} ms", flush=True)
         session.wait_captured(300)
         for length in lengths:
             measure("hjgc", length, lambda length=length: ours(session, length, STEPS), ANSWERS)

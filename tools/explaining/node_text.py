@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hjgc.tools.console import size
-from hjgc.tools.explaining.text import cause_text, cost_text, head
+from hjgc.tools.explaining.text import cause_text, costs, head
 from hjgc.tools.wrapping import wrapped
 
 MOST_FOUND = 20
@@ -34,7 +34,7 @@ def _launch(launch: dict[str, Any]) -> Iterator[str]:
         yield from cause_text(cause)
     for target, calls in launch["kernels"].items():
         yield from _kernels(target, calls)
-    yield from wrapped(cost_text(launch["cost"]), first="  costs   ", rest="          ")
+    yield from costs(launch["cost"], {launch["op"]})
 
 
 def _runs(segments: Sequence[dict[str, Any]]) -> Iterator[str]:

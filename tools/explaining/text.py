@@ -76,7 +76,15 @@ def _dynamic(entry: dict[str, Any], schedules: Sequence[str]) -> Iterator[str]:
         yield from cause_text(cause)
     if len(causes) > MOST_CAUSES:
         yield f"  and {len(causes) - MOST_CAUSES} more launches: --json has why for each"
-    yield from wrapped(cost_text(entry["cost"]), first="  costs   ", rest="          ")
+    yield from costs(entry["cost"], {cause["op"] for cause in causes})
+
+
+def costs(cost: dict[str, Any], ops: set[str]) -> Iterator[str]:
+    """Of launches of these ops. Who serves the plan decides what is copied for an island."""
+    yield from wrapped(cost_text(cost), first="  costs   ", rest="          ")
+    if "island" in ops and (cost["to_host"] or cost["to_device"]):
+        words = "with onnxruntime-gpu nothing is copied where its CUDA provider takes the island (docs/functions.md)"
+        yield from wrapped(words, first="          ", rest="          ")
 
 
 def cause_text(cause: dict[str, Any]) -> Iterator[str]:
