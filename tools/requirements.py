@@ -54,8 +54,10 @@ REQUIREMENTS = (
     Requirement("triton>=3.6", "triton", "aot", "building GPU kernels"),
     Requirement("cuda-bindings>=13.0,<14", "cuda.bindings", "cuda", "serving on an NVIDIA GPU"),
     Requirement("nvidia-cuda-nvrtc>=13.0,<14", "cuda.bindings.nvrtc", "aot", "building kernels for Hopper"),
-    Requirement("onnxruntime>=1.23", "onnxruntime", "ort", "verify --against"),
-    Requirement("onnxruntime-gpu>=1.23", "onnxruntime", "ort-gpu", "verify --against; instead of onnxruntime"),
+    Requirement("onnxruntime>=1.23", "onnxruntime", "ort", "islands, and verify --against"),
+    Requirement(
+        "onnxruntime-gpu[cuda,cudnn]>=1.24", "onnxruntime", "ort-gpu", "islands on a GPU; instead of onnxruntime"
+    ),
     Requirement("matplotlib>=3.10", "matplotlib", "plot", "bench --plot"),
     Requirement("ai-edge-model-explorer>=0.1.34", "model_explorer", "explorer", "plans in Model Explorer"),
     Requirement("psutil>=7.0", "psutil", "dev", "working on hjgc"),

@@ -7,10 +7,13 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
+from hjgc.runtime.backends import cuda_provider
 from hjgc.tools import machine
 from hjgc.tools.commands import doctor
 from hjgc.tools.requirements import REQUIREMENTS, Requirement, for_module
@@ -78,7 +81,8 @@ def test_the_cache_folder_is_the_one_that_builds_go_to(
 )
 def test_a_missing_extra_costs_what_it_is_for_and_names_its_command(package: str, lost: set[str]) -> None:
     shown = report(machine.Cuda("13.0", (H200,), None), **{package: doctor.MISSING})
-    assert {ability for ability, answer in shown["can"].items() if answer != "yes"} == lost
+    islands = {"run islands on the GPU"}  # there is none
+    assert {ability for ability, answer in shown["can"].items() if answer != "yes"} == lost | islands
     assert shown["core_ok"]
     (entry,) = (entry for entry in shown["packages"] if entry["status"] == doctor.MISSING)
     assert f"-m pip install '{entry['requires']}'" in entry["mend"]
@@ -110,6 +114,29 @@ def test_devices_are_listed_with_the_target_to_compile_for() -> None:
     text = lines(report(machine.Cuda("13.0", (H200,), None)))
     assert "the driver supports CUDA 13.0" in text
     assert "device 0: NVIDIA H200, sm_90, 140.4 GiB" in text
+
+
+@pytest.mark.parametrize(
+    ("installed", "loads", "answer"),
+    [
+        (False, True, "no: onnxruntime-gpu is missing or broken; the host runs them"),
+        (True, False, "no: its CUDA provider did not load: libcudnn.so.9 is nowhere; the host runs them"),
+        (True, True, "yes"),
+    ],
+)
+def test_islands_run_on_a_gpu_where_the_provider_opens_one(
+    installed: bool, loads: bool, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_it(data: bytes, options: object) -> str | None:
+        onnx.load_from_string(data)
+        return None if loads else "its CUDA provider did not load: libcudnn.so.9 is nowhere"
+
+    monkeypatch.setattr(cuda_provider, "provider_for", lambda ort, stream: SimpleNamespace(open=open_it))
+    assert doctor.islands(installed) == answer
+
+
+def test_islands_need_a_provider() -> None:
+    assert doctor.islands(True).startswith("no: onnxruntime is installed without its CUDA provider; ")
 
 
 def test_a_machine_without_a_driver_is_told_so() -> None:

@@ -126,10 +126,27 @@ def abilities(core_ok: bool, usable: Mapping[str, bool], cuda: machine.Cuda) -> 
         "build kernels for sm_NN": needs("triton"),
         "serve on cpu": needs("torch"),
         **(devices or {"serve on an NVIDIA GPU": f"no: {cuda.problem}"}),
+        **({"run islands on the GPU": islands(usable["onnxruntime-gpu"])} if devices else {}),
         "verify against ONNX Runtime": core
         if usable["onnxruntime"] or usable["onnxruntime-gpu"]
         else needs("onnxruntime"),
     }
+
+
+def islands(installed: bool) -> str:
+    """Does ONNX Runtime's CUDA provider compute here? Tried on a sub-model of one node."""
+    if not installed:
+        return "no: onnxruntime-gpu is missing or broken; the host runs them"
+    import onnx
+    import onnxruntime as ort
+
+    from hjgc.runtime.backends.cuda_provider import provider_for
+    from hjgc.runtime.island_sessions import session_options
+
+    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]> f (float[1] x) => (y) { y = Exp(x) }')
+    found = provider_for(ort, 0)
+    found = found if isinstance(found, str) else found.open(model.SerializeToString(), session_options(ort))
+    return f"no: {found}; the host runs them" if isinstance(found, str) else "yes"
 
 
 def text(shown: dict[str, Any]) -> Iterator[str]:
