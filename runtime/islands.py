@@ -300,4 +300,4 @@ def in_users_words(words: str, island: Island) -> str:
         number = int(found[2])
         return f"{found[1]}{island.nodes[number]}'" if number < len(island.nodes) else found[0]
 
-    return re.sub(r"(Name: ?'|name ')(\d+)(?:\.\d+)*'", name, words)
+    return re.sub(r"(Name: ?'|name ')(\d{1,9})(?:\.\d+)*'", name, words)

@@ -25,7 +25,7 @@ from hjgc.plan_format.files import write_atomically
 from hjgc.plan_format.structs import DebugMap
 from hjgc.runtime.backend import BackendRefused, Graph
 from hjgc.runtime.errors import SessionClosed
-from hjgc.runtime.runner import SegmentRunner, State
+from hjgc.runtime.runner import SegmentRunner, State, spell_segments
 
 if TYPE_CHECKING:
     from hjgc.runtime.backend import Backend
@@ -248,7 +248,8 @@ class Trace:
         if runner is None:  # a graph of the gate's own
             return "replay", {"rows": tokens}
         about = self._about(runner.phase, runner.launches, tokens)
-        words = f"{runner.phase}, replay", {**about, "segment": runner.segment, "graph for rows": runner.bucket}
+        segment = spell_segments(runner.segment, runner.last_segment)
+        words = f"{runner.phase}, replay", {**about, "segment": segment, "graph for rows": runner.bucket}
         self._replays[id(graph), tokens] = runner, words
         return words
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.dtypes import ITEM_BYTES
-from hjgc.plan_format.errors import PlanError
+from hjgc.plan_format.errors import PlanError, RunError
 from hjgc.plan_format.fingerprint import check_weight_file
 from hjgc.plan_format.sizes import evaluate
 from hjgc.plan_format.structs import IslandCall, Launch, Operand, Phase, Plan, Weight
-from hjgc.runtime.backend import Rows, sizes_of
+from hjgc.runtime.backend import BackendRefused, Rows, sizes_of
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_memory import ALIGNMENT, DeviceMemory
 from hjgc.runtime.backends.cuda_provider import Recorder, provider_for
@@ -96,8 +96,15 @@ class DeviceIslands:
             return
         data = self._fixed["weight", index].memory
         assert data is not None, "a weight of the host's"
-        self._sent[index] = self._driver.allocate(data.nbytes)
+        self._sent[index] = self._allocated(data.nbytes)
         self._memory.write(self._sent[index], np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+
+    def _allocated(self, size: int) -> int:
+        try:
+            return self._driver.allocate(size)
+        except BackendRefused as refused:
+            problem = f"expected {size >> 20} MiB of the device for a weight that islands read: {refused}"
+            raise RunError(f"{problem}; with onnxruntime in place of onnxruntime-gpu the host keeps it") from None
 
     @property
     def weight_bytes(self) -> int:
@@ -162,7 +169,7 @@ class DeviceIslands:
         return self._calls[key]
 
     def _most_needed(self) -> int:
-        """Bytes of page-locked memory for the neediest island at the most rows; of a function FUNCTION_STAGING at most."""
+        """Bytes that the neediest island needs at the most rows; of a function no more than FUNCTION_STAGING."""
         most = 1
         for phase, launch in _island_launches(self._plan):
             most = max(most, self._need(phase, launch, {size.name: size.high for size in phase.sizes}))

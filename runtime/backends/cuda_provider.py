@@ -29,6 +29,8 @@ ORDINAL = 0
 """Of the device, among those that the process may see."""
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 """ONNX Runtime waits for the device to learn how such a node goes on."""
+CHOOSERS = frozenset({"TopK", "MoE", "QMoE"})
+"""What they choose of a row of infinities or of no numbers need not be there."""
 FLOATS = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(double)": 11, "tensor(bfloat16)": 16}
 """Types, with ONNX's numbers."""
 ASSIGNMENT = "session.record_ep_graph_assignment_info"
@@ -53,10 +55,10 @@ class CudaProvider:
     def open(self, data: bytes, options: Any) -> Opened | str:
         if missing := [name for name in NEEDED if not hasattr(self._ort.InferenceSession, name)]:
             return f"onnxruntime {self._ort.__version__} does not say where it computes ({missing[0]})"
-        said = _preload(self._ort)
         options.add_session_config_entry(ASSIGNMENT, "1")
         options.intra_op_num_threads = 1  # the host has nothing to compute, and threads that wait for it would spin
         try:
+            said = _preload(self._ort)
             providers = [(NAME, self._options), PROVIDER]
             session = self._ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
@@ -87,12 +89,14 @@ def _opened(session: Any, data: bytes) -> Opened | str:
     graphless = "" if all(inputs + outputs) else "it takes or gives numbers of the host's"
     if flow := sorted(kinds & CONTROL_FLOW):
         graphless = f"{flow[0]} waits for the device"
-    return Opened(session, inputs, outputs, graphless, _padless(session, data))
+    return Opened(session, inputs, outputs, graphless, _padless(session, data, kinds))
 
 
-def _padless(session: Any, data: bytes) -> str:
+def _padless(session: Any, data: bytes, kinds: set[str]) -> str:
     """Rows that do not count hold whatever was there. As floating-point numbers they harm nobody; as whole ones, or
     made into such, they may be places to read from that are none."""
+    if choosing := sorted(kinds & CHOOSERS):
+        return f"{choosing[0]} may choose anything of rows that do not count"
     if others := sorted({value.type for value in session.get_inputs()} - FLOATS.keys()):
         return f"it reads {others[0]}, and rows that do not count may hold anything"
     # CastLike by its name: ONNX Runtime has made a Cast of it by now, whose attribute is not in these bytes.

@@ -16,6 +16,7 @@ from hjgc.plan_format.errors import RunError
 from hjgc.runtime.errors import DeadlineExceeded
 from hjgc.runtime.function import Function
 from tests.gpu.served import target
+from tests.runtime.functions import AROUND, HEADER
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +27,6 @@ pytestmark = [
 Array = Any  # of numpy
 
 PATIENCE = 120
-HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\n'
 CONVOLVED = """convolved (float[1,256,32,32] x, float one) => (float[1,256,32,32] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, first)
     b = Relu (a)
@@ -35,14 +35,6 @@ CONVOLVED = """convolved (float[1,256,32,32] x, float one) => (float[1,256,32,32
     e = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (d)
     f = Tanh (e)
     y = Mul (f, one)
-}"""
-CHOSEN = """chosen (float[N,4] a, bool go) => (y) {
-    t = Exp (a)
-    r = If (go) <
-        then_branch = yes () => (float[N,4] u) { u = Sin (t) },
-        else_branch = no () => (float[N,4] v) { v = Cos (t) }
-    >
-    y = Neg (r)
 }"""
 COUNTED = """counted (float[N] a, int64 trip) => (y) <float[N] r> {
     t = Exp (a)
@@ -104,7 +96,7 @@ def test_convolutions_are_computed_on_the_device_and_captured_with_their_weights
 
 
 def test_a_branch_on_the_device_takes_only_its_condition_from_the_host(tmp_path: Path) -> None:
-    with opened(tmp_path, CHOSEN, {"N": (1, 64)}) as function:
+    with opened(tmp_path, AROUND, {"N": (1, 64)}) as function:
         a = floats(8, 4)
         for _ in range(3):
             for go in (True, False):

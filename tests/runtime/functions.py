@@ -14,6 +14,15 @@ from hjgc.runtime.function import Function
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\n'
 Made = Callable[..., Function]
+AROUND = """around (float[N,4] a, bool go) => (y) {
+    t = Exp(a)
+    r = If(go) <
+        then_branch = yes () => (float[N,4] u) { u = Sin(t) },
+        else_branch = no () => (float[N,4] v) { v = Cos(t) }
+    >
+    y = Neg(r)
+}"""
+"""A branch between two launches."""
 
 
 def write_function(

@@ -22,6 +22,7 @@ from hjgc.runtime.backends.cuda_ports import STAGING_BYTES, Ports
 from hjgc.runtime.errors import Cancelled, DeadlineExceeded
 from hjgc.runtime.function import PHASE, Function
 from hjgc.runtime.opening_cuda import GPU, CodeRules, open_cuda
+from tests.runtime.functions import AROUND
 from tests.runtime.gpu_function import PARAMETERS, AddingDriver, write_gpu_function
 from tests.runtime.gpu_plan import FakeChild
 from tests.runtime.norms import CODE
@@ -31,14 +32,6 @@ Array = Any  # of numpy
 
 PAIR = "pair (float[N,4] a, float[N,M] b) => (c, d) { c = Exp(a) d = Neg(b) }"
 SIZES = {"N": (0, 8), "M": (0, 8)}
-AROUND = """around (float[N,4] a, bool go) => (y) {
-    t = Exp(a)
-    r = If(go) <
-        then_branch = yes () => (float[N,4] u) { u = Sin(t) },
-        else_branch = no () => (float[N,4] v) { v = Cos(t) }
-    >
-    y = Neg(r)
-}"""
 TEXT = """text (string[N] x, float[N] a) => (string[N] y, b, float[K] c)
 { y = Identity(x) b = Exp(a) n = NonZero(b) k = Cast <to = 1> (n) c = Squeeze(k) }"""
 """Values that only the host holds, given, computed and taken."""

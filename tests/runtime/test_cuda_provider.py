@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
-from hjgc.runtime.backend import FunctionBackend
+from hjgc.runtime import route
+from hjgc.runtime.backend import BackendRefused, FunctionBackend
 from hjgc.runtime.backends import cuda_islands
+from hjgc.runtime.backends.cuda_driver import DriverError
+from hjgc.runtime.backends.cuda_islands import DeviceIslands
+from hjgc.runtime.backends.cuda_provider import CudaProvider
 from hjgc.runtime.function import PHASE, SCHEDULE, Function
+from hjgc.runtime.gate import AHEAD
+from hjgc.runtime.island_sessions import Opened, session_options
 from hjgc.runtime.opening_cuda import GPU, CodeRules, open_cuda
-from tests.runtime.fake_provider import FakeOrt, ProviderDriver
+from tests.runtime.fake_provider import FakeOrt, ProviderDriver, Stream
+from tests.runtime.functions import AROUND, HEADER
 from tests.runtime.gpu_function import write_gpu_function
 from tests.runtime.gpu_plan import FakeChild
 from tests.runtime.serving import PATIENCE
@@ -30,14 +38,6 @@ GATED = """gated (float[N,4] a) => (y) <float[N,4] t, float[N,4] r, float[N,4] u
 SIZES = {"N": (1, 8)}
 DRAWN = """drawn (float[N,4] a) => (y, z) <float[N,4] r, float[N,4] s> {
     t = Exp(a) r = RandomNormalLike(t) u = Exp(r) s = RandomNormalLike(u) y = Neg(r) z = Neg(s)
-}"""
-CHOSEN = """chosen (float[N,4] a, bool go) => (y) {
-    t = Exp(a)
-    r = If(go) <
-        then_branch = yes () => (float[N,4] u) { u = Sin(t) },
-        else_branch = no () => (float[N,4] v) { v = Cos(t) }
-    >
-    y = Neg(r)
 }"""
 
 
@@ -221,7 +221,7 @@ def test_without_the_provider_the_report_says_what_to_install(opening: Opening, 
 
 def test_what_the_provider_wants_from_the_host_alone_comes_down(opening: Opening, ort: FakeOrt) -> None:
     ort.wanted_by_host = {0}
-    function = opening(CHOSEN)
+    function = opening(AROUND)
     a = floats(2)
     for _ in range(2):
         for go in (True, False):
@@ -243,3 +243,123 @@ def test_an_island_that_fails_on_the_device_names_its_nodes(opening: Opening, or
         check(function, 2)
     ort.fails = ""
     check(function, 2)
+
+
+def test_a_branch_on_what_the_island_itself_computes_waits_for_the_device(opening: Opening) -> None:
+    function = opening(AROUND, capture=False)  # the provider of tests takes all operands where they lie
+    assert function.backend.islands_wait
+    assert not opening(capture=False).backend.islands_wait
+
+
+def test_a_plain_run_that_may_be_stopped_is_never_more_than_an_island_ahead(
+    opening: Opening, driver: ProviderDriver
+) -> None:
+    function = opening(capture=False)
+    check(function, 2)
+    driver.log.clear()
+    function.backend.run(PHASE, range(5), (2,), lambda: False, AHEAD)
+    assert [line.split()[0] for line in driver.log] == ["launch", "wait"] * 2 + ["launch"]
+
+
+def test_what_does_not_cross_takes_no_page_locked_memory(
+    opening: Opening, ort: FakeOrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_islands, "FUNCTION_STAGING", 256)
+    held: list[int] = []
+    for elsewhere in (set[str](), {"QuickGelu"}):
+        ort.elsewhere = elsewhere
+        function = opening(sizes={"N": (1, 1024)}, capture=False)
+        before = function.report()["memory"]["staging"]
+        check(function, 1024)
+        held.append(function.report()["memory"]["staging"] - before)
+    assert held == [0, 2 * 1024 * 4 * 4 - 256]
+
+
+def test_what_was_counted_stays_in_the_report_when_the_sizes_give_way(
+    opening: Opening, driver: ProviderDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "MOST_SIZES", 1)
+    function = opening()
+    driver.kinds = ["memcpy"]
+    for _ in range(3):
+        check(function, 2)
+        assert function.wait_captured(PATIENCE)
+    before = function.report()["totals"]
+    driver.kinds = []
+    check(function, 3)
+    assert function.wait_captured(PATIENCE)
+    after = function.report()
+    assert (
+        (before["hits"], before["dynamic_runs"]) == (after["totals"]["hits"], after["totals"]["dynamic_runs"]) == (3, 4)
+    )
+    assert after["totals"]["bytes"] == after["budget"]["used"]
+
+
+def test_an_opening_that_fails_at_the_weights_gives_all_memory_back(
+    opening: Opening, driver: ProviderDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(islands: DeviceIslands) -> None:
+        raise BackendRefused("out of memory")
+
+    monkeypatch.setattr(DeviceIslands, "_send_weights", send)
+    with pytest.raises(BackendRefused):
+        opening()
+    assert not driver._locked and not driver._memory
+
+
+def test_weights_of_islands_that_do_not_fit_are_said_with_what_to_do(opening: Opening, driver: ProviderDriver) -> None:
+    islands = opening().backend._islands  # type: ignore[attr-defined] (of a CudaBackend)
+    driver.refuses.add("allocate")
+    with pytest.raises(RunError, match="expected 3 MiB .* out of memory.*; with onnxruntime in place of"):
+        islands._allocated(3 << 20)
+
+
+def test_a_stream_that_failed_keeps_nothing_from_being_given_back(
+    opening: Opening, driver: ProviderDriver, ort: FakeOrt
+) -> None:
+    function = opening()
+    check(function, 2)
+    assert function.wait_captured(PATIENCE)
+    recording = f"stream{ort.sessions[1].stream}"
+    driver.refuses.add(f"wait {recording}")
+    with pytest.raises(BackendRefused):
+        function.close()
+    assert f"drop {recording}" in driver.log
+    assert not driver._locked and not driver._memory
+
+
+def test_a_recorded_graph_that_the_driver_says_nothing_of_is_dropped(opening: Opening, driver: ProviderDriver) -> None:
+    recorded: list[Any] = []
+    dropped: list[Any] = []
+    end, drop = driver.end_capture, driver.drop_graph
+
+    def ask(graph: Any) -> list[str]:
+        recorded.append(graph)
+        raise DriverError("cuGraphGetNodes", "CUDA_ERROR_INVALID_VALUE", "invalid argument")
+
+    driver.host_nodes, driver.end_capture = ask, lambda stream: [*end(stream)]  # type: ignore[method-assign]
+    driver.drop_graph = lambda graph: (dropped.append(graph), drop(graph))[1]  # type: ignore[method-assign]
+    function = opening()
+    check(function, 2)
+    assert function.wait_captured(PATIENCE)
+    assert recorded and all(any(graph is other for other in dropped) for graph in recorded)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("f (float[N,4] a) => (float[N,4] y) { y = Exp(a) }", ""),
+        ("f (float[N,4] a) => (float[N,4] y) { h = Cast <to = 10> (a) y = Cast <to = 1> (h) }", ""),
+        ("f (int64[N] a) => (int64[N] y) { y = Neg(a) }", "it reads tensor(int64)"),
+        ("f (float[N,4] a) => (y, k) { n = Constant <value_ints = [2]> () y, k = TopK(a, n) }", "TopK may choose"),
+        ("f (float[N] a) => (int64[N] y) { y = Cast <to = 7> (a) }", "it makes whole numbers"),
+        (
+            "f (float[N] a) => (int64[N] y) { one = Constant <value = int64 {1}> () y = CastLike(a, one) }",
+            "it makes whole numbers",
+        ),
+    ],
+)
+def test_rows_that_do_not_count_are_no_places_to_read_from(ort: FakeOrt, text: str, why: str) -> None:
+    data = onnx.parser.parse_model(HEADER + text).SerializeToString()
+    opened = CudaProvider(ort, Stream("stream1")).open(data, session_options(ort))
+    assert isinstance(opened, Opened) and opened.padless.startswith(why) and bool(opened.padless) == bool(why)

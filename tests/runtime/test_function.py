@@ -15,6 +15,8 @@ import pytest
 
 import hjgc
 from hjgc import DeadlineExceeded, PlanError, RunError, SessionClosed
+from hjgc.plan_format.structs import Island
+from hjgc.runtime.islands import in_users_words
 from hjgc.runtime.opening import open_session
 from tests.runtime.functions import Made, made, write_function
 
@@ -334,6 +336,19 @@ def test_an_island_that_fails_names_its_nodes(made: Made, text: str, wrong: Any,
             function(wrong)
         assert "Name:'node'" in str(raised.value), "the user's name, in what ONNX Runtime says too"
         assert function(right)["y"].shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("Name:'1' Status Message: no", "Name:'second' Status Message: no"),
+        ("node with name '0.1.2' failed", "node with name 'first' failed"),
+        ("Name:'2'", "Name:'2'"),
+        (f"Name:'{'1' * 5000}'", f"Name:'{'1' * 5000}'"),
+    ],
+)
+def test_numbers_of_nodes_become_the_names_of_the_users_file(words: str, found: str) -> None:
+    assert in_users_words(words, Island("island.0", 0, 0, "", (), (), ("first", "second"))) == found
 
 
 def test_a_launch_that_fails_names_its_node(made: Made) -> None:

@@ -19,7 +19,7 @@ from hjgc.runtime.errors import Cancelled, DeadlineExceeded, SessionClosed
 from hjgc.runtime.function import PHASE, Function
 from hjgc.runtime.samples import Samples
 from tests.runtime.fake_device import BYTES_PER_LAUNCH, FakeDevice
-from tests.runtime.functions import Made, made, write_function
+from tests.runtime.functions import AROUND, Made, made, write_function
 from tests.runtime.serving import PATIENCE, Arrivals, others, result, when_built
 
 __all__ = ["made"]
@@ -32,14 +32,6 @@ PAIR = "pair (float[N,4] a, float[N,M] b) => (c, d) { c = Exp(a) d = Neg(b) }"
 DRAWN = "drawn (float[N,4] a) => (y, r) { t = Exp(a) r = RandomNormalLike(t) y = Add(t, r) }"
 """A launch, an island, a launch."""
 SEEDED = DRAWN.replace("Like", "Like <seed = 7.0> ")
-CHOSEN = """chosen (float[N,4] a, bool go) => (y) {
-    t = Exp(a)
-    r = If(go) <
-        then_branch = yes () => (float[N,4] u) { u = Sin(t) },
-        else_branch = no () => (float[N,4] v) { v = Cos(t) }
-    >
-    y = Neg(r)
-}"""
 GRAPH = 2 * BYTES_PER_LAUNCH
 """Bytes of a graph of PAIR."""
 
@@ -132,7 +124,7 @@ def test_a_graph_of_scalars_and_of_truths_is_checked_like_any_other(made: Made) 
 
 
 def test_islands_run_between_graphs(made: Made) -> None:
-    function = made(CHOSEN, N=(1, 8))
+    function = made(AROUND, N=(1, 8))
     function({"a": floats(3, 4), "go": True})
     captured(function)
     assert [entry(function, 3, segment=number)["state"] for number in (0, 2)] == ["PROMOTED", "PROMOTED"]
@@ -160,7 +152,7 @@ def test_random_numbers_are_drawn_for_calls_alone(made: Made, tmp_path: Path) ->
 
 
 def test_what_islands_did_for_checks_is_not_counted(made: Made) -> None:
-    function = made(CHOSEN, N=(1, 8))
+    function = made(AROUND, N=(1, 8))
     for n in (3, 4, 3):
         function({"a": floats(n, 4), "go": True})
         captured(function)
@@ -242,7 +234,7 @@ def test_graphs_of_some_sizes_may_lie_and_those_of_others_serve(calling: Calling
 
 
 def test_a_segment_behind_an_island_is_checked_on_what_the_call_made_of_it(calling: Calling) -> None:
-    function, device = calling(CHOSEN)
+    function, device = calling(AROUND)
     device.corrupt = {device.plan.phase(PHASE).launches[2].name}
     function({"a": floats(2, 4), "go": True})
     captured(function)

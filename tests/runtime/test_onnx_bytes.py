@@ -10,7 +10,14 @@ import onnx
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from hjgc.runtime.onnx_bytes import DATA_LOCATION, EXTERNAL_DATA, MAX_NESTING, PARTS, check_data_inside
+from hjgc.runtime.onnx_bytes import (
+    DATA_LOCATION,
+    EXTERNAL_DATA,
+    MAX_NESTING,
+    PARTS,
+    attribute_numbers,
+    check_data_inside,
+)
 
 
 def messages(message: Any, found: dict[str, Any]) -> dict[str, Any]:
@@ -159,3 +166,27 @@ def test_a_large_model_takes_time_in_proportion() -> None:
 
 def test_a_tensor_may_be_called_location() -> None:
     check_data_inside(initializer(TensorProto(name="location", raw_data=bytes(4))).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "numbers"),
+    [
+        (b"\x0a\x02to\x18\x07", [7]),
+        (b"\x18\x07\x0a\x02to", [7]),
+        (b"\x0a\x02to", [0]),
+        (b"\x0a\x02to\x18\x01\x18\x07", [7]),
+        (b"\x0a\x02to\x18" + b"\xff" * 9 + b"\x01", [2**64 - 1]),
+        (b"\x0a\x02to\x18\x07\x08\x05", [7]),
+        (b"\x0a\x02to\x18\x07\x1a\x00", [7]),
+        (b"\x0a\x02no\x18\x07", []),
+    ],
+)
+def test_an_attribute_holds_what_protobuf_reads_in_it(attribute: bytes, numbers: list[int]) -> None:
+    """The last of fields that come twice; a field of another coding than its own counts for nothing."""
+    read = AttributeProto.FromString(attribute)
+    assert [read.i % 2**64] == numbers or read.name != "to"
+    node = b"\x2a" + bytes([len(attribute)]) + attribute
+    graph = b"\x0a" + bytes([len(node)]) + node
+    data = b"\x3a" + bytes([len(graph)]) + graph
+    check_data_inside(data)
+    assert list(attribute_numbers(data, "to")) == numbers

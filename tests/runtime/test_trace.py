@@ -84,7 +84,7 @@ def test_a_replay_says_which_graph_served_how_many_rows() -> None:
     with serving() as (session, _):
         _, events = watched(session)
     said = [e["args"] for e in events if e["name"] == "prefill, replay" and "graph for rows" in e["args"]]
-    assert said[-1]["rows"] == said[-1]["graph for rows"] == 8 and said[-1]["segment"] == 0
+    assert said[-1]["rows"] == said[-1]["graph for rows"] == 8 and said[-1]["segment"] == "0"
     assert said[-1]["from"] == "embed" and "ONNX nodes" not in said[-1]
 
 
