@@ -75,7 +75,7 @@ def opened(folder: Path, text: str, sizes: dict[str, tuple[int, int]], **weights
 
 def expected(folder: Path, **inputs: Array) -> list[Array]:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)
+    return list(session.run(None, inputs))
 
 
 def test_convolutions_are_computed_on_the_device_and_captured_with_their_weights(tmp_path: Path) -> None:

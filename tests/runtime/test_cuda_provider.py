@@ -310,7 +310,7 @@ def test_an_opening_that_fails_at_the_weights_gives_all_memory_back(
 def test_weights_of_islands_that_do_not_fit_are_said_with_what_to_do(opening: Opening, driver: ProviderDriver) -> None:
     islands = opening().backend._islands  # type: ignore[attr-defined] (of a CudaBackend)
     driver.refuses.add("allocate")
-    with pytest.raises(RunError, match="expected 3 MiB .* out of memory.*; with onnxruntime in place of"):
+    with pytest.raises(RunError, match=r"expected 3 MiB .*out of memory.*; with onnxruntime in place of"):
         islands._allocated(3 << 20)
 
 
