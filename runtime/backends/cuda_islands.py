@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -26,17 +26,18 @@ from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.errors import PlanError, RunError
 from hjgc.plan_format.fingerprint import check_weight_file
 from hjgc.plan_format.sizes import evaluate
-from hjgc.plan_format.structs import IslandCall, Launch, Operand, Phase, Plan, Weight
+from hjgc.plan_format.structs import Buffer, IslandCall, Launch, Operand, Phase, Plan, Weight
 from hjgc.runtime.backend import BackendRefused, Rows, sizes_of
 from hjgc.runtime.backends.cuda_driver import Bytes, Driver, Handle
 from hjgc.runtime.backends.cuda_memory import ALIGNMENT, DeviceMemory
 from hjgc.runtime.backends.cuda_provider import Recorder, provider_for
 from hjgc.runtime.backends.element_types import numpy_dtype
-from hjgc.runtime.island_sessions import Place, onnxruntime_for
+from hjgc.runtime.island_sessions import Place, drawing, onnxruntime_for
 from hjgc.runtime.islands import Islands, Stop, Values, ends
 
 KEPT = 16
 """Bound calls that are kept: of decode each island's one, of a prompt the lengths met last."""
+WARM_UP_SECONDS = 1.0
 FUNCTION_STAGING = 64 << 20
 """Bytes of page-locked memory for a function's islands, whose largest sizes may never come; more once a call needs
 it."""
@@ -78,9 +79,35 @@ class DeviceIslands:
         self._sent: dict[int, int] = {}
         try:
             self._send_weights()
+            self._warm_up()
         except BaseException:
             self.close()
             raise
+
+    def _warm_up(self) -> None:
+        """ONNX Runtime loads code when a session first runs on the device, which takes a tenth of a second: no request
+        shall wait for it. What draws random numbers does not run for nobody."""
+        met = {self._plan.islands[number].sha256 for number in drawing(self._plan)}
+        for phase in self._plan.phases:
+            for number, launch in enumerate(phase.launches):
+                if not is_island(launch) or not self._islands.opened(_island(launch)).on_device:
+                    continue
+                sha256 = self._plan.islands[_island(launch)].sha256
+                if sha256 not in met:
+                    met.add(sha256)
+                    self._run_on_zeros(phase, number)
+
+    def _run_on_zeros(self, phase: Phase, number: int) -> None:
+        """The fewest rows. What fails then, or takes long, says so where a call runs it."""
+        launch, rows = phase.launches[number], _fewest(phase)
+        sizes = sizes_of(phase, rows)
+        for operand in launch.operands:
+            if operand.space == "buffer" and operand.access == "read":
+                address = self._memory.address("buffer", operand.index, phase.name)
+                self._driver.zero(address, _bytes(phase.buffers[operand.index], sizes), self._stream)
+        ended = time.perf_counter() + WARM_UP_SECONDS
+        with self.uncounted(), suppress(RunError):
+            self.run(phase, number, rows, lambda: time.perf_counter() > ended)
 
     def _send_weights(self) -> None:
         """Those that islands read on the device, where no launch reads them too."""
@@ -183,7 +210,7 @@ class DeviceIslands:
             for operand, there in zip(inputs + outputs, opened.inputs + opened.outputs, strict=True)
             if operand is not None and operand.space == "buffer" and not there
         ]
-        need = (prod(evaluate(axis, sizes) for axis in b.shape) * ITEM_BYTES[b.dtype] for b in crossing)
+        need = (_bytes(buffer, sizes) for buffer in crossing)
         return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in need)
 
     def _make_room(self, need: int) -> None:
@@ -256,6 +283,16 @@ class DeviceIslands:
             undo.callback(self._islands.close)
             if self._recorder is not None:
                 undo.callback(self._recorder.close)
+
+
+def _bytes(buffer: Buffer, sizes: Mapping[str, int]) -> int:
+    return prod(evaluate(axis, sizes) for axis in buffer.shape) * ITEM_BYTES[buffer.dtype]
+
+
+def _fewest(phase: Phase) -> Rows:
+    """The smallest call of the phase that has something to compute."""
+    lows = {size.name: min(max(1, size.low), size.high) for size in phase.sizes}
+    return tuple(lows.values()) if phase.entry == "function" else lows.get("tokens", 1)
 
 
 def _island_launches(plan: Plan) -> list[tuple[Phase, Launch]]:

@@ -124,6 +124,7 @@ class FakeSession:
         assert (name, self.rest) == (NAME, CPU)
         self.ort, self.stream = ort, int(given["user_compute_stream"])
         self._session = onnxruntime.InferenceSession(data, options, providers=[CPU])
+        self.runs = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -155,6 +156,7 @@ class FakeSession:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
 
         def run() -> None:
+            self.runs += 1
             self.ort.driver.catch_up()
             self._session.run_with_iobinding(binding.real)
 

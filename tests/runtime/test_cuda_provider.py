@@ -94,6 +94,26 @@ def test_an_island_runs_where_its_rows_lie_and_nobody_waits(opening: Opening, dr
     assert (islands["runs"], islands["bytes_to_host"], islands["bytes_to_device"]) == (6, 0, 0)
 
 
+def test_each_kind_of_island_has_run_once_before_the_first_call(opening: Opening, ort: FakeOrt) -> None:
+    function = opening(capture=False)
+    (session,) = ort.sessions
+    assert (session.runs, function.report()["islands"]["runs"]) == (1, 0)
+    check(function, 2)
+    assert (session.runs, function.report()["islands"]["runs"]) == (3, 2)
+
+
+def test_what_draws_does_not_run_before(opening: Opening, ort: FakeOrt) -> None:
+    opening(DRAWN, capture=False)
+    assert [session.runs for session in ort.sessions] == [0, 0]
+
+
+def test_what_fails_before_the_first_call_is_not_said(opening: Opening, ort: FakeOrt) -> None:
+    ort.fails = "not yet"
+    function = opening(capture=False)
+    ort.fails = ""
+    check(function, 2)
+
+
 def test_islands_that_compute_the_same_share_a_session_and_recording_has_its_own(
     opening: Opening, ort: FakeOrt
 ) -> None:
