@@ -199,11 +199,6 @@ class Backend(Protocol):
         without any."""
         ...
 
-    @property
-    def islands_wait(self) -> bool:
-        """Does any island hold the caller up until the device has come to it?"""
-        ...
-
     def graphless(self, phase: str, launch: int, *, padded: bool) -> str:
         """Why no graph can hold this launch, an island; empty if one can. `padded`: a graph that computes the rows of
         its bucket, of which those of a call are the first."""

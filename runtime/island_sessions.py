@@ -73,10 +73,6 @@ class Provider(Protocol):
         """Have the binding's `input` or `output` of that name lie at the place's address."""
         ...
 
-    def configure(self, options: Any) -> None:
-        """Of one run."""
-        ...
-
 
 class Sessions:
     """One for each sub-model that islands of the plan are, by `provider` for those in `movable` if it takes them. Those

@@ -198,8 +198,6 @@ class Islands:
         """Whether it ran to its end. While it runs, `stop` is asked from another thread."""
         options = self.ort.RunOptions()
         options.log_severity_level = 4  # what it has to say comes back as an error
-        if self._opened[number].on_device:
-            self._on_device.configure(options)
         begun = time.perf_counter()
         try:
             if stop is None:

@@ -179,8 +179,9 @@ class Request:
         if position >= self._plan.model.context:
             return
         counts = self._router.ahead
-        if self._not_ahead is not None:
-            counts.off[self._not_ahead] += 1
+        why = self._not_ahead or ("island" if self._router.waits("decode", self._schedule, 1) else None)
+        if why is not None:
+            counts.off[why] += 1
             return
         step = self._router.begin()
         try:
@@ -280,8 +281,6 @@ def _why_not_ahead(
         return "logits"
     if functions:
         return "host_function"
-    if backend.islands_wait:
-        return "island"
     return None if backend.asynchronous else "synchronous_device"
 
 

@@ -23,7 +23,7 @@ from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, Stat
 from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef, Rows
 from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.functions import Functions, callback_of
-from hjgc.runtime.runner import HOPELESS, DynamicRunner, SegmentRunner, Stretch
+from hjgc.runtime.runner import HOPELESS, DynamicRunner, SegmentRunner, State, Stretch
 from hjgc.runtime.samples import Sample
 from hjgc.runtime.worker import CaptureWorker
 
@@ -143,6 +143,7 @@ class Router:
         self._closed = False
         self.outside_buckets = self.device_errors = 0
         self.ahead = Ahead()
+        self._islands = {phase.name: _islands(phase) for phase in plan.phases}
         self._serving = {
             (phase.name, schedule.name): self._joined(phase, schedule)
             for phase in plan.phases
@@ -167,7 +168,7 @@ class Router:
         than count."""
         if isinstance(segment, StaticSegment):
             return True
-        if _unrepeatable(segment) or not all(all_ops()[phase.launches[n].op].island for n in segment.launches):
+        if _unrepeatable(segment) or not self._islands[phase.name].issuperset(segment.launches):
             return False
         low, high = token_range(phase)
         padded = phase.entry != "function" and low != high
@@ -300,6 +301,17 @@ class Router:
                 return False
         return True
 
+    def waits(self, phase: str, schedule: str, rows: Rows) -> bool:
+        """Would a call now wait for the device at an island, since no graph holds it?"""
+        return any(self._waits_at(phase, route, rows) for route in self._chosen(phase, schedule, rows))
+
+    def _waits_at(self, phase: str, route: Route, rows: Rows) -> bool:
+        if isinstance(route, DynamicRunner):
+            return any(number in self._islands[phase] for _, launches in route.pieces for number in launches)
+        runner = route.runner(rows)
+        replays = runner is not None and runner.state is State.PROMOTED
+        return not replays and not self._islands[phase].isdisjoint(route.launches)
+
     def _chosen(self, phase: str, schedule: str, rows: Rows) -> Iterator[Route]:
         """What runs for so many rows."""
         for route in self._serving[phase, schedule]:
@@ -394,6 +406,11 @@ def _whole(
     if others or max(buckets) > high:  # an island computes every row of a bucket
         return None
     return StaticRoute(stretch, buckets, low, static[0].barred)
+
+
+def _islands(phase: Phase) -> frozenset[int]:
+    """The launches that ONNX Runtime computes."""
+    return frozenset(number for number, launch in enumerate(phase.launches) if all_ops()[launch.op].island)
 
 
 def _opened_up(routes: Sequence[Route | JoinedRoute], *, entirely: bool = False) -> Iterator[Route]:

@@ -216,10 +216,6 @@ class CpuBackend:
         lasting = sum(tensor.nbytes for table in tables for tensor in table) + self._parameters.data.nbytes
         return {"lasting": lasting, "arena": self._arena.nbytes, "graphs": self._graph_bytes, "staging": 0}
 
-    @property
-    def islands_wait(self) -> bool:
-        return self._islands is not None
-
     def graphless(self, phase: str, launch: int, *, padded: bool) -> str:
         del phase, launch, padded
         return "the host computes it"

@@ -225,10 +225,6 @@ class CudaBackend:
         assert self._islands is not None, "a plan with islands"
         return self._islands.graphless(self._plan.phase(phase).launches[launch], padded=padded)
 
-    @property
-    def islands_wait(self) -> bool:
-        return self._islands is not None and self._islands.wait
-
     def islands(self) -> dict[str, Any] | None:
         return None if self._islands is None else self._islands.report()
 

@@ -141,11 +141,6 @@ class DeviceIslands:
     def _own_weights(self) -> list[int]:
         return [index for index in self._sent if self._plan.weights[index].placement != "device"]
 
-    @property
-    def wait(self) -> bool:
-        """Does any of them hold the caller up until the device has come to it?"""
-        return any(self._islands.opened(number).graphless for number in range(len(self._plan.islands)))
-
     def graphless(self, launch: Launch, *, padded: bool) -> str:
         """Why no graph can hold the launch's island, `padded` with rows that do not count; empty if one can."""
         opened = self._islands.opened(_island(launch))

@@ -1,14 +1,16 @@
 """How does ONNX Runtime's CUDA provider run islands in the middle of our work?
 
-On the stream that serves and on the plan's own memory, through IO binding: a run is issued like a launch, nothing is
-waited for and nothing copied. An island goes to it only if ONNX Runtime computes every one of its nodes there; copies
-that it would make for the others are none that we could count. What the run of such an island issues is recorded once
-more, by a session of its own on a stream of its own, where it becomes nodes of a graph.
+On the stream that serves and on the plan's own memory, through IO binding: nothing is copied. A run waits for the
+device at its end, where ONNX Runtime gives back what its kernels read of the host's memory; told not to wait, it would
+keep that for as long as the session lives. An island goes to it only if ONNX Runtime computes every one of its nodes
+there; copies that it would make for the others are none that we could count. What the run of such an island issues is
+recorded once more, by a session of its own on a stream of its own, where it becomes nodes of a graph.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 from collections.abc import Sequence
 from functools import cache
@@ -35,6 +37,7 @@ FLOATS = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(double)": 11, "tens
 """Types, with ONNX's numbers."""
 ASSIGNMENT = "session.record_ep_graph_assignment_info"
 NEEDED = ("get_provider_graph_assignment_info", "get_input_memory_infos")
+_kept: list[Any] = []
 UNSYNCHRONISED = "disable_synchronize_execution_providers"
 
 
@@ -71,9 +74,6 @@ class CudaProvider:
         kind = BFLOAT16 if place.dtype == "bfloat16" else np.dtype(numpy_dtype(place.dtype)).type
         bind = binding.bind_input if end == "input" else binding.bind_output
         bind(name, "cuda", ORDINAL, kind, list(place.shape), place.address)
-
-    def configure(self, options: Any) -> None:
-        options.add_run_config_entry(UNSYNCHRONISED, "1")
 
 
 def _opened(session: Any, data: bytes) -> Opened | str:
@@ -126,15 +126,23 @@ class Recorder:
         binding = self._islands.bound(number, session, inputs, outputs)
         options = self._islands.ort.RunOptions()
         options.log_severity_level = 4
-        self._provider.configure(options)
-        graph = self._recorded(number, lambda: session.run_with_iobinding(binding, options))
+        options.add_run_config_entry(UNSYNCHRONISED, "1")  # it would wait, which no stream that is recorded may
+        try:
+            graph = self._recorded(number, lambda: session.run_with_iobinding(binding, options))
+            self._check(graph, number)
+        except BaseException:
+            _keep_for_good(session)
+            raise
+        return graph
+
+    def _check(self, graph: Handle, number: int) -> None:
+        """Drops a graph that needs the host when it runs. Raises BackendRefused."""
         try:
             if kinds := self._driver.host_nodes(graph):
                 raise BackendRefused(f"the run of {self._named(number)} has what no graph may hold: {', '.join(kinds)}")
         except BaseException:
             self._driver.drop_graph(graph)
             raise
-        return graph
 
     def _recorded(self, number: int, run: Any) -> Handle:
         self._driver.begin_capture(self._stream)
@@ -165,6 +173,14 @@ class Recorder:
             self._driver.wait(self._stream)
         finally:
             self._driver.drop_stream(self._stream)
+
+
+def _keep_for_good(session: Any) -> None:
+    """What such a run has borrowed of the host's memory ONNX Runtime gives back when the session goes: in a callback of
+    the driver's, where nothing may be freed, and the process would end."""
+    if all(session is not kept for kept in _kept):
+        _kept.append(session)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))  # even when the interpreter ends
 
 
 def provider_for(ort: Any, stream: Handle) -> CudaProvider | str:

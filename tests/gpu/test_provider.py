@@ -58,6 +58,9 @@ FOUND = """found (float[N] a) => (k, float[N] y) { t = Abs (a) k = NonZero (t) y
 DRAWN = """drawn (float[N,4] a) => (float[N,4] y) <float[N,4] r> {
     t = Exp (a) r = RandomNormalLike (t) y = Add (r, t)
 }"""
+LSTM = (
+    """lstm (float[5,2,8] x) => (float[5,1,2,4] y) { t = Tanh (x) h = LSTM <hidden_size = 4> (t, w, r) y = Neg (h) }"""
+)
 
 
 def floats(*shape: int) -> Array:
@@ -151,3 +154,14 @@ def test_random_numbers_are_drawn_anew_in_every_call(tmp_path: Path) -> None:
             found.append(function({"a": a})["y"])
         assert len({array.tobytes() for array in found}) == len(found)
         assert any(e["kind"] == "dynamic" for e in function.report()["segments"])
+
+
+def test_what_kernels_borrow_of_the_host_is_given_back_before_a_plan_is_closed(tmp_path: Path) -> None:
+    x, w, r = floats(5, 2, 8), floats(1, 16, 8), floats(1, 16, 4)
+    for _ in range(3):
+        with opened(tmp_path, LSTM, {}, w=w, r=r) as function:
+            for _ in range(3):
+                (wanted,) = expected(tmp_path, x=x)
+                np.testing.assert_allclose(function({"x": x})["y"], wanted, atol=1e-2)
+                assert function.wait_captured(PATIENCE)
+            assert function.report()["islands"]["providers"] == {"CUDAExecutionProvider": 1}

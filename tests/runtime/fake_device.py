@@ -204,8 +204,6 @@ class FakeDevice:
     def read_logits(self) -> NDArray[np.float32]:
         return self._state("logits").view("<f4").astype(np.float32)
 
-    islands_wait = False
-
     def graphless(self, phase: str, launch: int, *, padded: bool) -> str:
         del phase, launch, padded
         return "the host computes it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.runtime import route
 from hjgc.runtime.backend import BackendRefused, FunctionBackend
-from hjgc.runtime.backends import cuda_islands
+from hjgc.runtime.backends import cuda_islands, cuda_provider
 from hjgc.runtime.backends.cuda_driver import DriverError
 from hjgc.runtime.backends.cuda_islands import DeviceIslands
 from hjgc.runtime.backends.cuda_provider import CudaProvider
@@ -83,7 +84,7 @@ def check(function: Function, n: int) -> None:
     np.testing.assert_allclose(function({"a": a})["y"], gelu(gelu(a + 1) + 1) + 1, rtol=1e-5)
 
 
-def test_an_island_runs_where_its_rows_lie_and_nobody_waits(opening: Opening, driver: ProviderDriver) -> None:
+def test_an_island_runs_where_its_rows_lie_and_nothing_is_copied(opening: Opening, driver: ProviderDriver) -> None:
     function = opening(capture=False)
     for n in (2, 8, 2):
         check(function, n)
@@ -200,6 +201,23 @@ def test_a_graph_that_computes_something_else_gives_way_to_graphs_of_the_parts(
     assert {e["state"] for e in parts if e["kind"] == "static"} == {"PROMOTED"}
 
 
+def test_sessions_that_could_not_be_recorded_stay_and_others_go(
+    opening: Opening, ort: FakeOrt, driver: ProviderDriver
+) -> None:
+    function = opening()
+    check(function, 2)
+    assert function.wait_captured(PATIENCE)
+    recording = ort.sessions[1]
+    references = sys.getrefcount(recording)
+    driver.kinds = ["memcpy"]
+    for n in (3, 4):
+        check(function, n)
+        assert function.wait_captured(PATIENCE)
+    assert any(recording is kept for kept in cuda_provider._kept)
+    assert sys.getrefcount(recording) == references + 2, "once by the list, once for good"
+    assert all(ort.sessions[0] is not kept for kept in cuda_provider._kept)
+
+
 def test_what_is_left_to_the_cpu_is_counted_with_its_reason(opening: Opening, ort: FakeOrt) -> None:
     ort.elsewhere = {"QuickGelu"}
     function = opening()
@@ -263,12 +281,6 @@ def test_an_island_that_fails_on_the_device_names_its_nodes(opening: Opening, or
         check(function, 2)
     ort.fails = ""
     check(function, 2)
-
-
-def test_a_branch_on_what_the_island_itself_computes_waits_for_the_device(opening: Opening) -> None:
-    function = opening(AROUND, capture=False)  # the provider of tests takes all operands where they lie
-    assert function.backend.islands_wait
-    assert not opening(capture=False).backend.islands_wait
 
 
 def test_a_plain_run_that_may_be_stopped_is_never_more_than_an_island_ahead(

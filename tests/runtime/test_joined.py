@@ -108,3 +108,17 @@ def test_a_trace_names_all_segments_of_a_replay() -> None:
             answer(session)
     said = [event["args"] for event in trace.as_data()["traceEvents"] if event["name"].endswith("replay")]
     assert {args["segment"] for args in said} == {"0-2"}
+
+
+@pytest.mark.parametrize(("why", "ahead"), [("", True), ("the host computes it", False)])
+def test_steps_are_launched_ahead_only_once_no_island_is_waited_for(why: str, ahead: bool) -> None:
+    device = Joining(island_plan())
+    device.why = why
+    with Session(device.plan, device) as session:
+        answer(session, 3, 5)
+        plain = session.report()["launch_ahead"]
+        captured(session)
+        answer(session, 3, 5)
+        after = session.report()["launch_ahead"]
+    assert (plain["steps"], plain["off"].keys()) == (0, {"island"})
+    assert (after["steps"] > 0, after["off"] == plain["off"]) == (ahead, ahead)
