@@ -58,9 +58,9 @@ FOUND = """found (float[N] a) => (k, float[N] y) { t = Abs (a) k = NonZero (t) y
 DRAWN = """drawn (float[N,4] a) => (float[N,4] y) <float[N,4] r> {
     t = Exp (a) r = RandomNormalLike (t) y = Add (r, t)
 }"""
-LSTM = (
-    """lstm (float[5,2,8] x) => (float[5,1,2,4] y) { t = Tanh (x) h = LSTM <hidden_size = 4> (t, w, r) y = Neg (h) }"""
-)
+LSTM = """lstm (float[5,2,8] x) => (float[5,1,2,4] y) {
+    t = Tanh (x) h = LSTM <hidden_size = 4> (t, w, r) y = Neg (h)
+}"""
 
 
 def floats(*shape: int) -> Array:
