@@ -114,6 +114,16 @@ def test_the_table_has_a_line_for_each_system_and_says_what_differs(shown: dict[
     assert any(line.startswith("islands: 2 on CPUExecutionProvider, ") for line in lines)
 
 
+def test_segments_that_are_not_served_as_one_are_counted_once(shown: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(shown))
+    details = other["systems"][0]["details"]
+    whole = details["segments"][0] | {"last_segment": 2, "launches": 5, "state": "REFUSED"}
+    details["segments"].insert(0, whole)
+    assert "segments: 2 static (3 launches), 1 dynamic (2 launches)" in "\n".join(calls_text.text(other))
+    whole["state"] = "PROMOTED"
+    assert "segments: 3 static (8 launches), " in "\n".join(calls_text.text(other))
+
+
 def test_what_crosses_to_a_device_is_told(shown: dict[str, Any]) -> None:
     other = json.loads(json.dumps(shown))
     details = other["systems"][0]["details"]

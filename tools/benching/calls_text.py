@@ -56,7 +56,7 @@ def _segments(shown: Mapping[str, Any]) -> Iterator[str]:
     ours = [system for system in shown["systems"] if "dynamic" in system["details"]]
     for system in ours[:1]:
         details = system["details"]
-        static, dynamic = details["segments"], details["dynamic"]
+        static, dynamic = list(filter(_serves, details["segments"])), details["dynamic"]
         yield f"segments: {len(static)} static ({_launches(static)}), {len(dynamic)} dynamic ({_launches(dynamic)})"
         for entry in dynamic:
             yield f"  segment {entry['segment']} is dynamic ({_launches([entry])}): {', '.join(entry['reasons'])}"
@@ -64,6 +64,11 @@ def _segments(shown: Mapping[str, Any]) -> Iterator[str]:
             yield from _islands(details["islands"])
     for system in ours:
         yield f"{system['name']}: memory of the plan: {_memory(system['details'])}"
+
+
+def _serves(entry: Mapping[str, Any]) -> bool:
+    """Not where several segments as one may have no graph: they follow, each by itself."""
+    return entry["segment"] == entry["last_segment"] or entry["state"] not in ("REFUSED", "QUARANTINED")
 
 
 def _launches(segments: Any) -> str:
