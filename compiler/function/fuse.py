@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from hjgc.compiler.kernels.tiles_of_functions import MOST_OPERANDS
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.elementwise import Call, Node, Operand, parse, spell, substituted
 
-MOST_OPERANDS = 8
 CHEAP_AGAIN = 4
 """Functions that are computed again rather than read."""
 MOST_FUNCTIONS = 48

@@ -22,13 +22,13 @@ from hjgc.compiler.kernels import template
 from hjgc.compiler.kernels.declaration import ABSENT, AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.kernels.tiles_of_functions import MOST_OPERANDS
 from hjgc.compiler.program import Step
 from hjgc.plan_format import dims
 from hjgc.plan_format.dtypes import ITEM_BYTES
 from hjgc.plan_format.elementwise import number
 from hjgc.plan_format.sizes import Expression
 
-MOST_OPERANDS = 8
 Place = tuple[Expression, Sequence[Expression]]
 """An offset, and a stride for each axis of the result."""
 

@@ -10,11 +10,11 @@ from hjgc.compiler.function.tiling import Axis, Words, axes_of, merged, moved, n
 from hjgc.compiler.kernels.declaration import AxisValue
 from hjgc.compiler.kernels.prefill_choice import Choice
 from hjgc.compiler.kernels.tiles import NoTemplate
+from hjgc.compiler.kernels.tiles_of_functions import MOST_OPERANDS
 from hjgc.compiler.program import Step
 from hjgc.plan_format import dims
 from hjgc.plan_format.sizes import Expression, spell
 
-MOST_OPERANDS = 8
 MOST_LOOKS = 1 << 30
 """Elements times the whole numbers that each of them looks through."""
 Looked = tuple[Expression, Expression, Expression]

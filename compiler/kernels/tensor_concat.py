@@ -8,8 +8,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hjgc.compiler.kernels.declaration import Axes, AxisValue, OneOf, Parameter, Template, Text, Whole
 from hjgc.compiler.kernels.places import BLOCKS, MOST_SIZES, MOVED, SIZES, cut, refuse_words, total, word
-
-MOST_OPERANDS = 8
+from hjgc.compiler.kernels.tiles_of_functions import MOST_OPERANDS
 
 
 @triton.jit

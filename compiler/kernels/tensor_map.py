@@ -34,8 +34,7 @@ from hjgc.compiler.kernels.places import (
     refuse_words,
     total,
 )
-
-MOST_OPERANDS = 8
+from hjgc.compiler.kernels.tiles_of_functions import MOST_OPERANDS
 
 
 @triton.jit

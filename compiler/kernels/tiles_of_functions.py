@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from hjgc.compiler.kernels.declaration import AxisValue
 
+MOST_OPERANDS = 8
+"""Of one expression, and of what is put one behind the other."""
 MOST_BESIDE = 6
 """Operands that a kernel loads besides what it computes."""
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 170}
