@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -134,6 +135,16 @@ def named(island: Island) -> str:
     return f"{island.name} (ONNX nodes {nodes})"
 
 
+def in_users_words(words: str, island: Island) -> str:
+    """What ONNX Runtime says of nodes, which a sub-model has numbers for, with the names that the user's file has."""
+
+    def name(found: re.Match[str]) -> str:
+        number = int(found[2])
+        return f"{found[1]}{island.nodes[number]}'" if number < len(island.nodes) else found[0]
+
+    return re.sub(r"(Name: ?'|name ')(\d{1,9})(?:\.\d+)*'", name, words)
+
+
 def onnxruntime_for(file: PlanFile) -> Any:
     """The module. Raises PlanError where it is missing."""
     if find_spec("onnxruntime") is None:
@@ -171,7 +182,7 @@ def _on_host(ort: Any, file: PlanFile, number: int, data: bytes) -> Opened:
     try:
         session = ort.InferenceSession(data, session_options(ort), providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
-        words = " ".join(str(error).split())[:400]
+        words = " ".join(in_users_words(str(error), island).split())[:400]
         problem = f"expected a sub-model that ONNX Runtime takes, found {named(island)}: {words}"
         step = "compile the model again with the onnxruntime of this machine"
         raise PlanError(file.path, problem, field=f"$.islands[{number}]", next_step=step) from None

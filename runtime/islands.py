@@ -7,7 +7,6 @@ goes from island to island as ONNX Runtime's own values.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import Counter
@@ -22,9 +21,18 @@ import numpy as np
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
 from hjgc.plan_format.ops.declaration import split_roles
-from hjgc.plan_format.structs import Island, Launch, Operand, Phase
+from hjgc.plan_format.structs import Launch, Operand, Phase
 from hjgc.runtime.backend import Value
-from hjgc.runtime.island_sessions import PROVIDER, Opened, Place, Provider, Sessions, named, onnxruntime_for
+from hjgc.runtime.island_sessions import (
+    PROVIDER,
+    Opened,
+    Place,
+    Provider,
+    Sessions,
+    in_users_words,
+    named,
+    onnxruntime_for,
+)
 from hjgc.runtime.ort_values import BFLOAT16, ort_value, to_host, wrapped
 
 Stop = Callable[[], bool]
@@ -289,13 +297,3 @@ def ends(launch: Launch) -> tuple[list[Operand | None], list[Operand | None]]:
     given = {operand.role: operand for operand in launch.operands}
     reads, writes = split_roles(tuple(given))
     return [given.get(f"x{i}") for i in range(reads)], [given.get(f"y{i}") for i in range(writes)]
-
-
-def in_users_words(words: str, island: Island) -> str:
-    """What ONNX Runtime says of nodes, which a sub-model has numbers for, with the names that the user's file has."""
-
-    def name(found: re.Match[str]) -> str:
-        number = int(found[2])
-        return f"{found[1]}{island.nodes[number]}'" if number < len(island.nodes) else found[0]
-
-    return re.sub(r"(Name: ?'|name ')(\d{1,9})(?:\.\d+)*'", name, words)

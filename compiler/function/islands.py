@@ -34,6 +34,8 @@ INSIDE_BYTES = 1 << 20
 MOST_REASONS = 16
 """Of one island."""
 IDLE = "hjgc/idle"
+BERNOULLI_NODES = 4
+"""At least those that ONNX Runtime computes a Bernoulli by. It puts them behind all others of the graph; one draws."""
 MANY_NODES = 512
 """Names of nodes that an island keeps."""
 FIRST = {ReasonCode.RANDOM: 0, ReasonCode.NO_TEMPLATE: 2}
@@ -180,14 +182,16 @@ class Partition:
 @dataclass
 class SubModel:
     """An island's model, the names of what it takes and gives, in order, and the nodes that it computes; `places`:
-    which of these each node of its graph is, None for one that is there for others. `draws`: random numbers."""
+    which of these each node of its graph is, None for one that is there for others. `seeds`: by so many places in the
+    graph ONNX Runtime may seed what it draws; `inner_seeds`: in that of a branch or body at most."""
 
     data: bytes
     inputs: list[str]
     outputs: list[str]
     nodes: tuple[str, ...]
     places: tuple[int | None, ...]
-    draws: bool = False
+    seeds: int = 0
+    inner_seeds: int = 0
 
 
 def build(
@@ -218,9 +222,15 @@ def build(
     names = tuple(clean(node_name(node)) for node in group.nodes[:MANY_NODES])
     places = (*[None] * len(group.helpers), *range(len(group.nodes)))
     taken, given = ([value.name or "" for value in values] for values in (inputs, outputs))
-    drawing = any(map(draws, group.nodes))
     data = proto.SerializeToString(deterministic=True)
-    return SubModel(data, taken, given, names, places, drawing), inputs, outputs
+    inner = max((_seeds(list(graph)) for node in group.nodes for graph in _inner(node)), default=0)
+    return SubModel(data, taken, given, names, places, _seeds(members), inner), inputs, outputs
+
+
+def _seeds(nodes: Sequence[ir.Node]) -> int:
+    if not any(map(draws, nodes)):
+        return 0
+    return len(nodes) + BERNOULLI_NODES * sum(node.op_type == "Bernoulli" for node in nodes)
 
 
 def _inside(context: Context, value: ir.Value) -> onnx.TensorProto | None:
@@ -275,17 +285,18 @@ def _reasons(why: Mapping[ir.Node, NotNative]) -> Iterator[tuple[tuple[ir.Node, 
     """Those of nodes, and of nodes inside of them that draw random numbers."""
     for node, reason in why.items():
         yield (node,), reason
-        for inner in _inner(node):
+        for inner in (inner for graph in _inner(node) for inner in graph):
             if draws(inner):
                 yield (node, inner), drawn(inner)
 
 
-def _inner(node: ir.Node) -> Iterator[ir.Node]:
-    """What branches and bodies have, those of each other too."""
+def _inner(node: ir.Node) -> Iterator[ir.Graph]:
+    """Branches and bodies, those of each other too."""
     for attribute in node.attributes.values():
-        for inner in (inner for graph in _graphs(attribute) for inner in graph):
-            yield inner
-            yield from _inner(inner)
+        for graph in _graphs(attribute):
+            yield graph
+            for inner in graph:
+                yield from _inner(inner)
 
 
 def clean(text: str) -> str:
@@ -297,11 +308,10 @@ def table(models: list[SubModel]) -> tuple[tuple[Island, ...], bytes]:
     """The plan's islands and the section that holds them; those that compute the same lie there once."""
     section, offsets = bytearray(), dict[bytes, int]()
     islands: list[Island] = []
-    drawing = 0
+    seeds = max((model.inner_seeds for model in models), default=0)
     for i, model in enumerate(models):
-        if model.draws:
-            model = _apart(model, drawing)
-            drawing = len(model.places)
+        if model.seeds:
+            model, seeds = _apart(model, seeds), seeds + model.seeds
         data, inputs, outputs = numbered(model.data, model.places)
         if data not in offsets:
             offsets[data] = len(section)

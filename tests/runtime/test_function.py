@@ -16,7 +16,7 @@ import pytest
 import hjgc
 from hjgc import DeadlineExceeded, PlanError, RunError, SessionClosed
 from hjgc.plan_format.structs import Island
-from hjgc.runtime.islands import in_users_words
+from hjgc.runtime.island_sessions import in_users_words
 from hjgc.runtime.opening import open_session
 from tests.runtime.functions import Made, made, write_function
 

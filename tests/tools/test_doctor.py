@@ -139,6 +139,12 @@ def test_islands_need_a_provider() -> None:
     assert doctor.islands(True).startswith("no: onnxruntime is installed without its CUDA provider; ")
 
 
+def test_islands_are_not_tried_without_a_core_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    shown = report(machine.Cuda("13.0", (H200,), None), onnx=doctor.MISSING)
+    assert shown["can"]["run islands on the GPU"] == "no: a core package is missing or broken"
+
+
 def test_a_machine_without_a_driver_is_told_so() -> None:
     shown = report(machine.Cuda(None, (), "the NVIDIA driver is missing"))
     assert shown["can"]["serve on an NVIDIA GPU"] == "no: the NVIDIA driver is missing"

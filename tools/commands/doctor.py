@@ -126,7 +126,7 @@ def abilities(core_ok: bool, usable: Mapping[str, bool], cuda: machine.Cuda) -> 
         "build kernels for sm_NN": needs("triton"),
         "serve on cpu": needs("torch"),
         **(devices or {"serve on an NVIDIA GPU": f"no: {cuda.problem}"}),
-        **({"run islands on the GPU": islands(usable["onnxruntime-gpu"])} if devices else {}),
+        **({"run islands on the GPU": islands(usable["onnxruntime-gpu"]) if core_ok else core} if devices else {}),
         "verify against ONNX Runtime": core
         if usable["onnxruntime"] or usable["onnxruntime-gpu"]
         else needs("onnxruntime"),
