@@ -1,8 +1,8 @@
 """How do the islands of a plan run: sub-models in ONNX Runtime, on memory that launches share with them?
 
-A session of ONNX Runtime is made for each island when the plan is opened. Tensors that lie in buffers are handed over
-where they lie, and written where they shall lie; what only the host holds (text, sequences, shapes that nobody knew)
-goes from island to island as ONNX Runtime's own values.
+Sessions of ONNX Runtime are made when the plan is opened (`island_sessions.py`). Tensors that lie in buffers are handed
+over where they lie, and written where they shall lie; what only the host holds (text, sequences, shapes that nobody
+knew) goes from island to island as ONNX Runtime's own values.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from hjgc.plan_format.codec import PlanFile
 from hjgc.plan_format.errors import RunError
+from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import split_roles
 from hjgc.plan_format.structs import Launch, Operand, Phase
 from hjgc.runtime.backend import Value
@@ -290,6 +291,11 @@ class _Watch:
             self._changed.notify()
         if thread is not None:
             thread.join()
+
+
+def island_launches(phase: Phase) -> frozenset[int]:
+    """The launches that ONNX Runtime computes."""
+    return frozenset(number for number, launch in enumerate(phase.launches) if all_ops()[launch.op].island)
 
 
 def ends(launch: Launch) -> tuple[list[Operand | None], list[Operand | None]]:

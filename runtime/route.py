@@ -16,13 +16,13 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from hjgc.plan_format.errors import RunError
-from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import LOGITS_PROCESSOR
 from hjgc.plan_format.reasons import ReasonCode
 from hjgc.plan_format.structs import DynamicSegment, Phase, Plan, Schedule, StaticSegment
 from hjgc.runtime.backend import Backend, BackendRefused, Callback, LogitsProcessor, MemoryRef, Rows
 from hjgc.runtime.errors import SessionClosed
 from hjgc.runtime.functions import Functions, callback_of
+from hjgc.runtime.islands import island_launches
 from hjgc.runtime.runner import HOPELESS, DynamicRunner, SegmentRunner, State, Stretch
 from hjgc.runtime.samples import Sample
 from hjgc.runtime.worker import CaptureWorker
@@ -143,7 +143,7 @@ class Router:
         self._closed = False
         self.outside_buckets = self.device_errors = 0
         self.ahead = Ahead()
-        self._islands = {phase.name: _islands(phase) for phase in plan.phases}
+        self._islands = {phase.name: island_launches(phase) for phase in plan.phases}
         self._serving = {
             (phase.name, schedule.name): self._joined(phase, schedule)
             for phase in plan.phases
@@ -406,11 +406,6 @@ def _whole(
     if others or max(buckets) > high:  # an island computes every row of a bucket
         return None
     return StaticRoute(stretch, buckets, low, static[0].barred)
-
-
-def _islands(phase: Phase) -> frozenset[int]:
-    """The launches that ONNX Runtime computes."""
-    return frozenset(number for number, launch in enumerate(phase.launches) if all_ops()[launch.op].island)
 
 
 def _opened_up(routes: Sequence[Route | JoinedRoute], *, entirely: bool = False) -> Iterator[Route]:

@@ -36,7 +36,7 @@ from hjgc.runtime.backends.cpu_memory import (
     reserve,
 )
 from hjgc.runtime.island_sessions import Place
-from hjgc.runtime.islands import IslandRun, Islands, Values, ends
+from hjgc.runtime.islands import IslandRun, Islands, Values, ends, island_launches
 from hjgc.runtime.ort_values import host_value, in_bits, out_of_bits
 from hjgc.runtime.parameters import Parameters
 
@@ -312,10 +312,6 @@ class CpuBackend:
             assert isinstance(tokens, int), "a function has no caches"
             return tensor[:, start : start + tokens]
         return tensor
-
-
-def island_launches(phase: Phase) -> frozenset[int]:
-    return frozenset(i for i, launch in enumerate(phase.launches) if all_ops()[launch.op].island)
 
 
 def _shared(tensor: torch.Tensor) -> NDArray[Any]:

@@ -38,6 +38,7 @@ from hjgc.runtime.islands import Islands, Stop, Values, ends
 KEPT = 16
 """Bound calls that are kept: of decode each island's one, of a prompt the lengths met last."""
 WARM_UP_SECONDS = 1.0
+"""After which an island that nobody called is ended."""
 FUNCTION_STAGING = 64 << 20
 """Bytes of page-locked memory for a function's islands, whose largest sizes may never come; more once a call needs
 it."""
@@ -45,8 +46,9 @@ it."""
 
 @dataclass
 class _Bound:
-    """One launch for so many rows: what comes down, the call, what goes up."""
+    """One launch for so many rows: what comes down, the call, what goes up; `used` bytes of page-locked memory."""
 
+    used: int = 0
     down: list[tuple[Bytes, int]] = field(default_factory=list[tuple[Bytes, int]])
     up: list[tuple[int, Bytes]] = field(default_factory=list[tuple[int, Bytes]])
     call: Callable[[Stop | None], bool] = lambda stop: True
@@ -218,30 +220,28 @@ class DeviceIslands:
         self._driver.free_host(staging)
 
     def _bind(self, phase: Phase, launch: Launch, tokens: Rows) -> _Bound:
-        bound, place, sizes = _Bound(), 0, sizes_of(phase, tokens)
-        opened = self._islands.opened(_island(launch))
-        inputs: list[Place] = []
-        outputs: list[Place] = []
-        for operands, flags, places in zip(
-            ends(launch), (opened.inputs, opened.outputs), (inputs, outputs), strict=True
-        ):
-            for operand, there in zip(operands, flags, strict=True):
-                assert operand is not None, "islands leave nothing out"
-                if there:
-                    places.append(self._on_device(phase, operand, sizes))
-                    continue
-                if operand.space == "value":
-                    places.append(self._values.place(phase, operand.index))
-                    continue
-                if operand.space != "buffer":
-                    places.append(self._fixed[operand.space, operand.index])
-                    continue
-                view, dtype = self._view(phase, operand, sizes, place)
-                place += -(-view.nbytes // ALIGNMENT) * ALIGNMENT
-                bound.cross(operand, view, self._memory.address("buffer", operand.index, phase.name))
-                places.append(Place(memory=view, dtype=dtype))
+        bound, sizes, opened = _Bound(), sizes_of(phase, tokens), self._islands.opened(_island(launch))
+        inputs, outputs = (
+            [
+                self._on_device(phase, operand, sizes) if there else self._on_host(bound, phase, operand, sizes)
+                for operand, there in zip(operands, flags, strict=True)
+            ]
+            for operands, flags in zip(ends(launch), (opened.inputs, opened.outputs), strict=True)
+        )
         bound.call = self._islands.bind(_island(launch), inputs, outputs)
         return bound
+
+    def _on_host(self, bound: _Bound, phase: Phase, operand: Operand | None, sizes: Mapping[str, int]) -> Place:
+        """Where the operand lies in the host's memory; of a buffer, in page-locked memory, which the call fills."""
+        assert operand is not None, "islands leave nothing out"
+        if operand.space == "value":
+            return self._values.place(phase, operand.index)
+        if operand.space != "buffer":
+            return self._fixed[operand.space, operand.index]
+        view, dtype = self._view(phase, operand, sizes, bound.used)
+        bound.used += -(-view.nbytes // ALIGNMENT) * ALIGNMENT
+        bound.cross(operand, view, self._memory.address("buffer", operand.index, phase.name))
+        return Place(memory=view, dtype=dtype)
 
     def _on_device(self, phase: Phase, operand: Operand | None, sizes: Mapping[str, int]) -> Place:
         """Where the operand lies in the device's memory."""

@@ -37,8 +37,9 @@ FLOATS = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(double)": 11, "tens
 """Types, with ONNX's numbers."""
 ASSIGNMENT = "session.record_ep_graph_assignment_info"
 NEEDED = ("get_provider_graph_assignment_info", "get_input_memory_infos")
-_kept: list[Any] = []
 UNSYNCHRONISED = "disable_synchronize_execution_providers"
+_kept: list[Any] = []
+"""Sessions that are never given back."""
 
 
 class CudaProvider:

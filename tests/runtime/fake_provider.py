@@ -114,7 +114,7 @@ class FakeOrt:
             self.sessions.append(FakeSession(self, data, options, providers))
             return self.sessions[-1]
 
-        make.get_provider_graph_assignment_info = make.get_input_memory_infos = None  # type: ignore[attr-defined]
+        make.get_provider_graph_assignment_info = make.get_input_memory_infos = None  # type: ignore[attr-defined] (it stands for a class, which has them)
         return make
 
 

@@ -174,7 +174,7 @@ def test_where_no_graph_holds_the_island_the_rest_has_graphs(
         driver.refuses.add("end_capture")
     else:
         record = ort.sessions[1]
-        record.run_with_iobinding = lambda *given: (_ for _ in ()).throw(RuntimeError("it waits for the device"))  # type: ignore[method-assign]
+        record.run_with_iobinding = lambda *given: (_ for _ in ()).throw(RuntimeError("it waits for the device"))  # type: ignore[method-assign] (raises)
     for _ in range(3):
         check(function, 8)
         assert function.wait_captured(PATIENCE)
@@ -250,7 +250,7 @@ def test_a_provider_that_does_not_load_says_why(
 
 
 def test_without_the_provider_the_report_says_what_to_install(opening: Opening, ort: FakeOrt) -> None:
-    ort.get_available_providers = lambda: ["CPUExecutionProvider"]  # type: ignore[method-assign]
+    ort.get_available_providers = lambda: ["CPUExecutionProvider"]  # type: ignore[method-assign] (as without it)
     function = opening(capture=False)
     check(function, 2)
     (why,) = function.report()["islands"]["on_host"]
@@ -369,8 +369,8 @@ def test_a_recorded_graph_that_the_driver_says_nothing_of_is_dropped(opening: Op
         recorded.append(graph)
         raise DriverError("cuGraphGetNodes", "CUDA_ERROR_INVALID_VALUE", "invalid argument")
 
-    driver.host_nodes, driver.end_capture = ask, lambda stream: [*end(stream)]  # type: ignore[method-assign]
-    driver.drop_graph = lambda graph: (dropped.append(graph), drop(graph))[1]  # type: ignore[method-assign]
+    driver.host_nodes, driver.end_capture = ask, lambda stream: [*end(stream)]  # type: ignore[method-assign] (watched)
+    driver.drop_graph = lambda graph: (dropped.append(graph), drop(graph))[1]  # type: ignore[method-assign] (watched)
     function = opening()
     check(function, 2)
     assert function.wait_captured(PATIENCE)

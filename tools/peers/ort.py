@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from hjgc.plan_format.errors import InputError
 from hjgc.runtime.backends.cuda_driver import Driver
+from hjgc.runtime.backends.cuda_provider import ASSIGNMENT
+from hjgc.runtime.ort_values import BFLOAT16
 from hjgc.tools.functions.ort import open_model
 from hjgc.tools.peers.ort_logits import Bytes, DeviceLogits, HostLogits, Logits
 from hjgc.tools.peers.ort_providers import (
     DEVICE,
     PROVIDERS,
-    RECORD_NODES,
     check_on_cuda,
     load_cuda,
     provider_details,
@@ -30,8 +31,6 @@ from hjgc.tools.peers.ort_providers import (
 from hjgc.tools.peers.peer import Answer, Counts, Startup, timed_answer
 
 PAST, PRESENT = "past_key_values.", "present."
-BFLOAT16 = 16
-"""ONNX's number for the type, which numpy has none for."""
 TYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -73,7 +72,7 @@ class OrtPeer:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry(RECORD_NODES, "1")
+        options.add_session_config_entry(ASSIGNMENT, "1")
         return options
 
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:

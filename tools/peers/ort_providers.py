@@ -9,14 +9,14 @@ from collections import Counter
 from typing import Any
 
 from hjgc.plan_format.errors import InputError
+from hjgc.runtime.backends.cuda_provider import NAME as CUDA
+from hjgc.runtime.backends.cuda_provider import ORDINAL as DEVICE
+from hjgc.runtime.island_sessions import PROVIDER as CPU
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-DEVICE = 0
 PROVIDERS: dict[str, tuple[Any, ...]] = {"cpu": (CPU,), "cuda": ((CUDA, {"device_id": DEVICE}), CPU)}
 """The first that can takes a node. What the CUDA provider's other options begin at is what makes it fast here: memory
 that grows by powers of two, so seldom while caches grow, TF32 for products of float32, copies on the stream that
 computes. Its graphs (`enable_cuda_graph`) need shapes that stay, and a past grows; the rest is about convolutions."""
-RECORD_NODES = "session.record_ep_graph_assignment_info"
 PACKAGE = "pip uninstall onnxruntime, then pip install 'hjgc[ort-gpu]'"
 LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]', and see what `hjgc doctor` says of the GPU"
 
@@ -48,8 +48,8 @@ def check_on_cuda(session: Any) -> None:
 
 
 def provider_details(session: Any) -> dict[str, Any]:
-    """The session's providers and, where ONNX Runtime tells (from 1.24 on) and `RECORD_NODES` was set, how many nodes
-    of the graph each of them runs."""
+    """The session's providers and, where ONNX Runtime tells (from 1.24 on) and `cuda_provider.ASSIGNMENT` was set, how
+    many nodes of the graph each of them runs."""
     found: dict[str, Any] = {"providers": list(session.get_providers())}
     if hasattr(session, "get_provider_graph_assignment_info"):
         nodes = Counter[str]()
