@@ -14,7 +14,7 @@ from onnx_ir.passes import Sequential, common
 
 from hjgc.compiler.function import contents, islands, types
 from hjgc.compiler.function.fuse import fuse
-from hjgc.compiler.function.fusion import fuse_for_gpus
+from hjgc.compiler.function.fusion import fuse_for_gpus, keep_wide_for_cpu
 from hjgc.compiler.function.fusion.flow import Workshop
 from hjgc.compiler.function.islands import Group, Partition, SubModel, clean
 from hjgc.compiler.function.lowering import Context, HostOnly, Lowering, NotNative
@@ -142,8 +142,7 @@ class _Function:
             self._visit(node)
         results, copies = self._results()
         steps = fuse((*self._ordered(), *copies), [end.tensor.name for end in results])
-        if self.context.targets:
-            steps = self._for_gpus(steps, results)
+        steps = self._for_targets(steps, results)
         program = Program(
             PHASE,
             tuple(self.sizes.declared.values()),
@@ -169,10 +168,12 @@ class _Function:
         )
         return network, self.tables.files
 
-    def _for_gpus(self, steps: tuple[Step, ...], results: list[End]) -> tuple[Step, ...]:
-        context = self.context
+    def _for_targets(self, steps: tuple[Step, ...], results: list[End]) -> tuple[Step, ...]:
+        context, kept = self.context, [end.tensor.name for end in results]
         workshop = Workshop(self.tables, context.targets, context.limits, context.unique)
-        return self.tables.keep(fuse_for_gpus(steps, [end.tensor.name for end in results], workshop))
+        if not context.targets:
+            return keep_wide_for_cpu(steps, kept, workshop)
+        return self.tables.keep(fuse_for_gpus(steps, kept, workshop))
 
     def _argument(self, value: ir.Value) -> End:
         """What the caller gives: in a buffer, if one can hold it."""

@@ -2,7 +2,7 @@
 
     python -m tests.conformance.against_ort
 
-It lists them and exits with 1 if there are any but `KNOWN`. Takes a minute.
+It lists them and exits with 1 if there are any. Takes a minute.
 """
 
 from __future__ import annotations
@@ -21,26 +21,19 @@ from hjgc.runtime.ort_values import BITS, to_host, wrapped
 from tests.conformance.cases import all_cases, data_sets, model_of
 from tests.conformance.running import Result, check_outputs, run_case
 
-KNOWN = {
-    "test_attention_4d_causal_fp16_expanded": "ONNX Runtime leaves the softmax in float32 where a cast to float16 and "
-    "one back meet; each of our launches rounds to its result's type, which moves 2 of 192 numbers by one place"
-}
-"""Why one is behind that shall stay so."""
-
 
 def main() -> int:
     torch.set_num_threads(1)
     ort.set_default_logger_severity(4)
     behind = list(_behind())
     print("\n".join(behind) or "hjgc passes every case that ONNX Runtime passes")
-    print("\n".join(f"but {name}: {why}" for name, why in KNOWN.items()))
     return 1 if behind else 0
 
 
 def _behind() -> Iterator[str]:
     for case in all_cases():
         outcome = run_case(case)
-        if outcome.result == Result.FAILED and case.name not in KNOWN and _passes(case):
+        if outcome.result == Result.FAILED and _passes(case):
             yield f"{case.name}: {outcome.reason}"
 
 

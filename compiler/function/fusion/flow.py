@@ -79,18 +79,20 @@ class Workshop:
     """What makes new steps possible: names, weights and the kernels that the targets have."""
 
     def __init__(self, tables: Tables, targets: tuple[str, ...], limits: Limits, unique: Callable[[str], str]) -> None:
-        self.tables, self.targets, self.limits, self._unique = tables, targets, limits, unique
+        self.tables, self.targets, self.limits = tables, targets, limits
+        self.name = unique
+        """A name that nothing else has: the given one, or one like it."""
 
     def buffer(self, like: Tensor, shape: Sequence[Expression]) -> Tensor:
         """A new buffer, named after the one that it replaces."""
-        return Tensor(self._unique(buffer_of(like)), "buffer", like.dtype, tuple(shape))
+        return Tensor(self.name(buffer_of(like)), "buffer", like.dtype, tuple(shape))
 
     def view(self, tensor: Tensor, shape: Sequence[Expression]) -> Tensor:
         """The tensor in another shape."""
         if tuple(shape) == tuple(tensor.shape):
             return tensor
         base = buffer_of(tensor)
-        return replace(tensor, name=self._unique(f"{base}.view"), shape=tuple(shape), base=base)
+        return replace(tensor, name=self.name(f"{base}.view"), shape=tuple(shape), base=base)
 
     def has_kernels(self, step: Step) -> bool:
         """Is it a step that its op allows, and can every target run it?"""
