@@ -15,6 +15,7 @@ from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expres
 from hjgc.compiler.program import Step, Tensor
 from hjgc.plan_format.dtypes import DType
 from hjgc.plan_format.elementwise import Call, Node, Operand, operands_of, spell
+from hjgc.plan_format.structs import Attribute
 
 HALVES = ("float16", "bfloat16")
 WIDE: DType = "float32"
@@ -67,8 +68,8 @@ def _chosen(node: Node, place: int, dtype: DType) -> Node | None:
         case Operand(index) if index == place:
             return node
         case Call("where", (test, one, other)) if _means_the_same(test, place):
-            sides = _chosen(one, place, dtype), _chosen(other, place, dtype)
-            return None if sides[0] is None or sides[1] is None else Call("where", (test, *sides), WIDE)
+            one, other = _chosen(one, place, dtype), _chosen(other, place, dtype)
+            return None if one is None or other is None else Call("where", (test, one, other), WIDE)
         case Call(function, (Operand(index) as inner,)) if index == place and function == f"cast.{dtype}":
             return inner
         case _:
@@ -99,15 +100,18 @@ def _product(workshop: Workshop, step: Step) -> Iterator[Step]:
     y = step.operands["y0"]
     operands["y0"] = _wide(workshop.buffer(y, y.shape))
     yield replace(step, operands=operands, values={})
-    rounded, attributes = {"x0": operands["y0"], "y0": y}, {"expression": f"cast.{y.dtype}(x0)"}
-    yield Step(workshop.name(f"{step.name}.rounded"), "elementwise", rounded, attributes, step.nodes, step.values)
+    yield replace(_converted(workshop, step, operands["y0"], y), values=step.values)
 
 
 def _cast(workshop: Workshop, step: Step, tensor: Tensor) -> tuple[Step, Tensor]:
     """A step that makes float32 of an operand, and what it makes."""
     made = _wide(workshop.buffer(tensor, tensor.shape))
-    name = workshop.name(f"{step.name}.wide")
-    return Step(name, "elementwise", {"x0": tensor, "y0": made}, {"expression": f"cast.{WIDE}(x0)"}, step.nodes), made
+    return _converted(workshop, step, tensor, made), made
+
+
+def _converted(workshop: Workshop, step: Step, x: Tensor, y: Tensor) -> Step:
+    attributes: dict[str, Attribute] = {"expression": f"cast.{y.dtype}(x0)"}
+    return Step(workshop.name(f"{step.name}.{y.dtype}"), "elementwise", {"x0": x, "y0": y}, attributes, step.nodes)
 
 
 def _wide(tensor: Tensor) -> Tensor:
