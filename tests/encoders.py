@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import torch
+from onnxruntime.transformers import optimizer
 from transformers import BertConfig, BertModel
 
 LAYERS, VOCABULARY, MOST_TOKENS = 2, 100, 512
@@ -75,3 +78,21 @@ def example(tokens: int) -> dict[str, np.ndarray[Any, Any]]:
     mask = np.ones_like(ids)
     mask[:, max(1, tokens * 3 // 4) :] = 0
     return {"ids": ids, "mask": mask}
+
+
+def optimized(form: str, how: str, folder: Path) -> Path:
+    """Of float32 and any number of tokens, as ONNX Runtime's `session` leaves it, or its optimizer for `transformers`;
+    that gives token ids and masks of int32."""
+    model, path = exported(form, torch.float32, open_sizes=True), folder / "optimized.onnx"
+    if how == "session":
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+        options.log_severity_level = 3
+        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    else:
+        logging.getLogger("onnxruntime").setLevel(logging.ERROR)
+        found = optimizer.optimize_model(str(model), "bert", num_heads=4, hidden_size=64, opt_level=0)
+        found.save_model_to_file(str(path))
+    return path

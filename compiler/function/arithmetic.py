@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import onnx_ir as ir
 
 from hjgc.compiler.function.lowering import Lowering, draws, lowers
 from hjgc.compiler.program import Tensor
 from hjgc.compiler.tables import ALL_DTYPES
-from hjgc.plan_format.elementwise import FLOATS, SIGNED, UNSIGNED
+from hjgc.plan_format.dtypes import DType
+from hjgc.plan_format.elementwise import FLOATS, SIGNED, UNSIGNED, number
 from hjgc.plan_format.ops.declaration import TensorType
 from hjgc.plan_format.ops.shapes import broadcast
 from hjgc.plan_format.reasons import ReasonCode
@@ -26,6 +28,10 @@ BINARY = {
     "Less": "lt", "LessOrEqual": "le", "Greater": "gt", "GreaterOrEqual": "ge", "BitwiseAnd": "bitand",
     "BitwiseOr": "bitor", "BitwiseXor": "bitxor",
 }  # fmt: skip
+ACTIVATIONS = (
+    "Relu", "LeakyRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softsign", "Mish",
+    "Swish", "Gelu", "Shrink",
+)  # fmt: skip
 
 
 @lowers(*UNARY)
@@ -153,17 +159,17 @@ def _clip(node: Lowering) -> None:
     node.give(node.elementwise(text, *inputs))
 
 
-def _activation(node: Lowering, x: Tensor) -> str:
-    """The expression of an activation of `x0`."""
+def activation(op_type: str, dtype: DType, parameter: Callable[[str, float], float], approximate: str = "none") -> str:
+    """The expression of an activation of `x0`. `parameter(name, default)`: what the node says of it."""
 
     def s(value: float) -> str:
-        return node.scalar(x.dtype, value)
+        return number(dtype, value)
 
     def given(name: str, default: float) -> str:
-        return s(node.number(name, default))
+        return s(parameter(name, default))
 
     zero, one = s(0), s(1)
-    match node.node.op_type:
+    match op_type:
         case "Relu":
             return f"max(x0, {zero})"
         case "LeakyRelu":
@@ -190,28 +196,26 @@ def _activation(node: Lowering, x: Tensor) -> str:
             return "mul(x0, tanh(softplus(x0)))"
         case "Swish":
             return f"mul(x0, sigmoid(mul(x0, {given('alpha', 1)})))"
-        case "Gelu" if node.text("approximate", "none") == "tanh":
+        case "Gelu" if approximate == "tanh":
             cube = f"mul({s(0.044715)}, mul(x0, mul(x0, x0)))"
             inner = f"tanh(mul({s(math.sqrt(2 / math.pi))}, add(x0, {cube})))"
             return f"mul(mul({s(0.5)}, x0), add({one}, {inner}))"
         case "Gelu":
             return f"mul(mul({s(0.5)}, x0), add({one}, erf(mul(x0, {s(math.sqrt(0.5))}))))"
         case _:  # Shrink
-            over, under = given("lambd", 0.5), s(-node.number("lambd", 0.5))
+            over, under = given("lambd", 0.5), s(-parameter("lambd", 0.5))
             bias = given("bias", 0)
             inside = f"where(gt(x0, {over}), sub(x0, {bias}), {zero})"
             return f"where(lt(x0, {under}), add(x0, {bias}), {inside})"
 
 
-@lowers(
-    "Relu", "LeakyRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softsign", "Mish",
-    "Swish", "Gelu", "Shrink",
-)  # fmt: skip
+@lowers(*ACTIVATIONS)
 def _activate(node: Lowering) -> None:
     x = node.x(0)
     if x.dtype not in (*FLOATS, *SIGNED):
         raise node.refuse(f"of {x.dtype}")
-    node.give(node.elementwise(_activation(node, x), x))
+    approximate = node.text("approximate", "none")
+    node.give(node.elementwise(activation(node.node.op_type, x.dtype, node.number, approximate), x))
 
 
 @lowers("PRelu")

@@ -20,7 +20,8 @@ NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 @lowers("Attention")
 def _attention(node: Lowering) -> None:
     query, key, value = (
-        _by_heads(node, index, name) for index, name in enumerate(("q_num_heads", "kv_num_heads", "kv_num_heads"))
+        x if len(x.shape) == 4 else by_heads(node, x, name)
+        for x, name in zip(map(node.x, range(3)), ("q_num_heads", "kv_num_heads", "kv_num_heads"), strict=True)
     )
     past_key, past_value = node.optional(4), node.optional(5)
     if past_key is not None and past_value is not None:
@@ -31,16 +32,15 @@ def _attention(node: Lowering) -> None:
     inputs = [query, key, value, _mask(node, key), node.optional(6), past_key]
     wanted = _results(node, query, key, value)
     made = node.emit_all("scaled_attention", inputs, _attention_attributes(node, query), wanted)
-    node.give(_in_rows(node, made[0]) if len(node.x(0).shape) == 3 else made[0])
+    node.give(in_rows(node, made[0]) if len(node.x(0).shape) == 3 else made[0])
     for index, result in ((1, key), (2, value), (3, made[-1])):
         if node.wants(index):
             node.give(result, index)
 
 
-def _by_heads(node: Lowering, index: int, attribute: str) -> Tensor:
-    """[B, heads, rows, size], from that or from [B, rows, heads * size]."""
-    x = node.x(index)
-    return x if len(x.shape) == 4 else node.emit("transpose", [_parted(node, x, attribute)], {"axes": (0, 2, 1, 3)})
+def by_heads(node: Lowering, x: Tensor, attribute: str) -> Tensor:
+    """[B, heads, rows, size], from [B, rows, heads * size]; the attribute says how many heads."""
+    return node.emit("transpose", [_parted(node, x, attribute)], {"axes": (0, 2, 1, 3)})
 
 
 def _parted(node: Lowering, x: Tensor, attribute: str) -> Tensor:
@@ -53,7 +53,7 @@ def _parted(node: Lowering, x: Tensor, attribute: str) -> Tensor:
     return node.view(x, (batch, rows, heads, size))
 
 
-def _in_rows(node: Lowering, x: Tensor) -> Tensor:
+def in_rows(node: Lowering, x: Tensor) -> Tensor:
     """[B, rows, heads * size], from [B, heads, rows, size]."""
     batch, heads, rows, size = x.shape
     moved = node.emit("transpose", [x], {"axes": (0, 2, 1, 3)})
@@ -82,7 +82,7 @@ def _attention_attributes(node: Lowering, query: Tensor) -> dict[str, bool | int
         raise node.refuse(f"its softmax is of {precision.name.lower()}, narrower than its operands")
     wide = query.dtype == "float64" or precision == ir.DataType.DOUBLE
     return {
-        "scale": node.number("scale", 0.0) or _default_scale(node, query.shape[3]),
+        "scale": node.number("scale", 0.0) or default_scale(node, query.shape[3]),
         "softcap": softcap,
         "causal": bool(node.integer("is_causal", 0)),
         "left": node.integer("left_window_size", -1),
@@ -92,8 +92,8 @@ def _attention_attributes(node: Lowering, query: Tensor) -> dict[str, bool | int
     }
 
 
-def _default_scale(node: Lowering, size: Expression) -> float:
-    if "scale" in node.node.attributes and node.node.op_type == "Attention":
+def default_scale(node: Lowering, size: Expression) -> float:
+    if "scale" in node.node.attributes and node.node.op_type == "Attention" and not node.node.domain:
         raise node.refuse("its scale is 0")
     if not isinstance(size, int) or size < 1:
         raise node.refuse("its scale depends on a size")
@@ -138,7 +138,7 @@ def _linear_attention(node: Lowering) -> None:
     width = dims.divide(value.shape[-1], groups) if groups > 0 else None
     if size is None or width is None:
         raise node.refuse(f"expected numbers of heads that divide its columns, found {heads} and {groups}")
-    scale = node.number("scale", 0.0) or _default_scale(node, size)
+    scale = node.number("scale", 0.0) or default_scale(node, size)
     wanted = [
         TensorType(query.dtype, (batch, rows, dims.mul(width, heads))),
         TensorType(query.dtype, (batch, groups, size, width)),

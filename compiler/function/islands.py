@@ -22,7 +22,7 @@ from hjgc.compiler.function import contents
 from hjgc.compiler.function.contents import Contents
 from hjgc.compiler.function.lowering import Context, NotNative, drawn, draws
 from hjgc.compiler.function.numbering import named, numbered
-from hjgc.compiler.program import Network
+from hjgc.compiler.program import Network, Tensor
 from hjgc.compiler.rules.rule import node_name, source_nodes
 from hjgc.compiler.tables import ALL_DTYPES, read_tensor
 from hjgc.plan_format.errors import CompileError
@@ -257,6 +257,9 @@ def _declared(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
     """An input with its type, its shape as far as it has numbers."""
     proto = ir.serde.serialize_value(value)
     proto.ClearField("metadata_props")
+    held = context.hold(value)
+    if value.type is None and isinstance(held, Tensor):
+        proto.type.tensor_type.elem_type = next(kind for kind, dtype in ALL_DTYPES.items() if dtype == held.dtype)
     if proto.type.HasField("tensor_type"):
         known = context.shape(value)
         proto.type.tensor_type.ClearField("shape")

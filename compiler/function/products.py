@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hjgc.compiler.function.lowering import Lowering, lowers
+from hjgc.compiler.program import Tensor
 from hjgc.plan_format.elementwise import UNSIGNED
 from hjgc.plan_format.structs import Attribute
 
@@ -30,13 +31,18 @@ def _matmul(node: Lowering) -> None:
 
 @lowers("Gemm")
 def _gemm(node: Lowering) -> None:
+    node.give(general_product(node))
+
+
+def general_product(node: Lowering) -> Tensor:
+    """alpha * A @ B + beta * C, as a Gemm says."""
     attributes = product(
         a=bool(node.integer("transA", 0)),
         b=bool(node.integer("transB", 0)),
         alpha=node.number("alpha", 1.0),
         beta=node.number("beta", 1.0),
     )
-    node.give(node.emit("matmul", [node.x(0), node.x(1), node.optional(2)], attributes))
+    return node.emit("matmul", [node.x(0), node.x(1), node.optional(2)], attributes)
 
 
 @lowers("Det")

@@ -6,8 +6,8 @@ from functools import cache
 from importlib import import_module
 
 MODULES = (
-    "arithmetic", "attention", "choosing", "einsum", "filling", "losses", "norms", "padding", "products", "quantising",
-    "reductions", "resizing", "scattering", "shapes", "windows",
+    "arithmetic", "attention", "choosing", "einsum", "filling", "losses", "microsoft", "norms", "padding", "products",
+    "quantising", "reductions", "resizing", "scattering", "shapes", "windows",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hjgc.compiler.function.contents import elements
-from hjgc.compiler.function.lowering import Lowering, lowers
+from hjgc.compiler.function.lowering import Lowering, NotNative, lowers
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.ops.declaration import TensorType
@@ -157,8 +157,24 @@ def _split_sizes(node: Lowering, axis: Expression, count: int) -> tuple[int, ...
 
 @lowers("Gather")
 def _gather(node: Lowering) -> None:
-    x, indices = node.x(0), node.x(1)
-    node.give(node.emit("gather", [x, indices], {"axis": node.integer("axis", 0)}))
+    """One place that is known is a slice: where it lies can be seen."""
+    x, indices, axis = node.x(0), node.x(1), node.integer("axis", 0)
+    place, size = _known_place(node), x.shape[axis_of(axis, len(x.shape))]
+    if place is None or not isinstance(size, int) or not -size <= place < size:
+        return node.give(node.emit("gather", [x, indices], {"axis": axis}))
+    axis = axis_of(axis, len(x.shape))
+    starts = [place % size if i == axis else 0 for i in range(len(x.shape))]
+    found = cut(node, x, starts, [1] * len(starts), [*x.shape[:axis], 1, *x.shape[axis + 1 :]])
+    node.give(node.view(found, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])))
+
+
+def _known_place(node: Lowering) -> int | None:
+    """The one index of a Gather, if there is one and it is known."""
+    try:
+        places = node.ints(1)
+    except NotNative:
+        return None
+    return places[0] if len(places) == 1 else None
 
 
 @lowers("DepthToSpace", "SpaceToDepth")

@@ -56,9 +56,14 @@ def _filters(node: Lowering) -> tuple[Tensor, tuple[int, ...]]:
 
 @lowers("Conv")
 def _conv(node: Lowering) -> None:
+    node.give(convolved(node))
+
+
+def convolved(node: Lowering) -> Tensor:
+    """What a Conv gives."""
     x, (weight, kernel) = node.x(0), _filters(node)
     attributes = {**_windows(node, x, kernel), "groups": node.integer("group", 1)}
-    node.give(node.emit("conv", [x, weight, node.optional(2)], attributes))
+    return node.emit("conv", [x, weight, node.optional(2)], attributes)
 
 
 @lowers("ConvTranspose")

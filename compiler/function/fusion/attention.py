@@ -43,14 +43,22 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Attention: queries, keys (with the layout of [B, G, T, D]) and values as they lie, what softmax is taken of, the
-    shapes of queries and values, and the steps that say so."""
+class Laid:
+    """A buffer as [B, rows, columns], the column from which on heads lie in it side by side, and their scale."""
 
-    query: Rows
-    key: Rows
-    key_layout: Layout
-    value: Rows
+    tensor: Tensor
+    column: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attention: queries, keys (as [B, G, T, D]) and values as they may be read, what softmax is taken of, the shapes
+    of queries and values, and the steps that say so."""
+
+    query: tuple[Rows, ...]
+    key: tuple[Rows, ...]
+    value: tuple[Rows, ...]
     scores: Scores
     shapes: tuple[tuple[Expression, ...], tuple[Expression, ...]]
     causal: bool
@@ -83,7 +91,7 @@ def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor
     if len(y.shape) != 4 or len(behind) != 1 or behind[0] < 0:
         return
     turned = flow.steps[behind[0]]
-    if turned.op != "transpose" or turned.attributes["axes"] != HEADS_FIRST or turned.operands["x0"] != y:
+    if turned.op != "transpose" or turned.operands["x0"] != y or not _gives_rows(turned):
         return
     found = _as_it_is(flow, last) if last.op == "scaled_attention" else _written_out(flow, last)
     fused = None if found is None else _assembled(workshop, found, turned)
@@ -92,6 +100,13 @@ def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor
         return
     renamed[old.name] = fused.operands["y0"]
     flow.put(behind[0], fused)
+
+
+def _gives_rows(turned: Step) -> bool:
+    """Are the elements then in the order of [B, rows, heads, size]? Axes of one element may be anywhere."""
+    axes: Sequence[int] = turned.attributes["axes"]  # type: ignore[assignment] (numbers, as the op declares it)
+    shape = turned.operands["x0"].shape
+    return [axis for axis in axes if shape[axis] != 1] == [axis for axis in HEADS_FIRST if shape[axis] != 1]
 
 
 def _as_it_is(flow: Flow, step: Step) -> Found | None:
@@ -108,7 +123,7 @@ def _as_it_is(flow: Flow, step: Step) -> Found | None:
     assert isinstance(scale, int | float), "as the op declares it"
     scores = Scores(scale, step.operands.get("x3"))
     shapes = (tuple(step.operands["x0"].shape), tuple(step.operands["x2"].shape))
-    return Found(query, key, key.layout, value, scores, shapes, causal, True, (step,))
+    return Found(query, key, value, scores, shapes, causal, True, (step,))
 
 
 def _is_plain(product: Step) -> bool:
@@ -129,13 +144,17 @@ def _written_out(flow: Flow, last: Step) -> Found | None:
     product = None if made is None else flow.steps[made[1]]
     if made is None or product is None or product.attributes["transpose_a"] or "x2" in product.operands:
         return None
-    query, key, value = (_traced(flow, x) for x in (*_pair(product), last.operands["x1"]))
-    layout = key.layout if product.attributes["transpose_b"] else key.layout.transposed((0, 1, 3, 2))
+    read = (*_pair(product), last.operands["x1"])
+    if any(len(x.shape) != 4 for x in read):
+        return None
+    query, key, value = (_traced(flow, x) for x in read)
+    if not product.attributes["transpose_b"]:
+        key = tuple(replace(rows, layout=rows.layout.transposed((0, 1, 3, 2))) for rows in key)
     alpha = product.attributes["alpha"]
     assert isinstance(alpha, int | float), "as the op declares it"
     scores = replace(made[0], scale=made[0].scale * alpha)
     shapes = (tuple(product.operands["x0"].shape), tuple(last.operands["x1"].shape))
-    return Found(query, key, layout, value, scores, shapes, False, guarded, (product, last))
+    return Found(query, key, value, scores, shapes, False, guarded, (product, last))
 
 
 def _pair(product: Step) -> tuple[Tensor, Tensor]:
@@ -214,21 +233,35 @@ def _masked(scores: Scores | None, mask: Tensor) -> Scores | None:
     return None if scores is None or scores.mask is not None else Scores(scores.scale, mask)
 
 
-def _traced(flow: Flow, tensor: Tensor) -> Rows:
-    """Back through scales, transposes and views, as far as that goes."""
-    place = next((p for op in ("elementwise", "transpose") if (p := flow.maker(tensor, op)) is not None), None)
-    made = None if place is None else flow.steps[place]
-    if place is not None and made is not None:
-        factor = 1.0 if made.op == "transpose" else _factor(made)
-        inner = None if factor is None else _traced(flow, made.operands["x0"])
-        layout = None if inner is None else inner.layout
-        if layout is not None and made.op == "transpose":
-            axes: Sequence[int] = made.attributes["axes"]  # type: ignore[assignment] (numbers, as the op declares it)
-            layout = layout.transposed(axes)
-        layout = None if layout is None else layout.reshaped(tensor.shape)
-        if inner is not None and layout is not None and factor is not None:
-            return Rows(inner.source, layout, inner.scale * factor)
-    return Rows(tensor, contiguous(tensor.shape), 1.0)
+def _traced(flow: Flow, tensor: Tensor) -> tuple[Rows, ...]:
+    """What it can be read from: back through scales, transposes, cuts and views, the furthest first, itself last."""
+    place = next((p for op in ("elementwise", "transpose", "slice") if (p := flow.maker(tensor, op)) is not None), None)
+    found: list[Rows] = []
+    if place is not None:
+        made = flow.steps[place]
+        factor = _factor(made) if made.op == "elementwise" else 1.0
+        for inner in () if factor is None else _traced(flow, made.operands["x0"]):
+            layout = _moved(inner.layout, made)
+            layout = None if layout is None else layout.reshaped(tensor.shape)
+            if layout is not None and factor is not None:
+                found.append(Rows(inner.source, layout, inner.scale * factor))
+    return (*found, Rows(tensor, contiguous(tensor.shape), 1.0))
+
+
+def _moved(layout: Layout, made: Step) -> Layout | None:
+    """Where what the step gives lies in what it reads."""
+    if made.op == "transpose":
+        axes: Sequence[int] = made.attributes["axes"]  # type: ignore[assignment] (numbers, as the op declares it)
+        return layout.transposed(axes)
+    if made.op == "slice":
+        starts: Sequence[int] = made.attributes["starts"]  # type: ignore[assignment] (numbers, as the op declares it)
+        if made.attributes["steps"] != (1,) * len(starts):
+            return None
+        found: Layout | None = layout
+        for axis, (start, size) in enumerate(zip(starts, made.operands["y0"].shape, strict=True)):
+            found = None if found is None else found.cut(axis, start, size)
+        return found
+    return layout
 
 
 def _factor(made: Step) -> float | None:
@@ -242,21 +275,19 @@ def _factor(made: Step) -> float | None:
 
 def _assembled(workshop: Workshop, found: Found, turned: Step) -> Step | None:
     """One step for all; None where the heads do not lie side by side in rows. What it leaves without a reader goes."""
-    if any(len(shape) != 4 for shape in found.shapes) or len(found.key_layout.axes) != 4:
-        return None
     (batch, heads, rows, size), (_, groups, keys, width) = found.shapes
     if not all(isinstance(number, int) for number in (heads, size, groups)) or width != size:
         return None
     assert isinstance(heads, int) and isinstance(size, int) and isinstance(groups, int)
-    laid = [
-        _in_rows(workshop, found.query, found.query.layout, rows, (batch, heads, size)),
-        _in_rows(workshop, found.key, found.key_layout, keys, (batch, groups, size)),
-        _in_rows(workshop, found.value, found.value.layout, keys, (batch, groups, size)),
-    ]
-    operands = {f"x{i}": tensor for i, tensor in enumerate(laid) if tensor is not None}
-    scale = float(found.scores.scale * found.query.scale * found.key.scale)
-    if len(operands) < len(laid) or found.value.scale != 1 or not abs(scale) <= FLOAT32_MAX:
+    query = _in_rows(workshop, found.query, rows, (batch, heads, size))
+    key = _in_rows(workshop, found.key, keys, (batch, groups, size))
+    value = _in_rows(workshop, found.value, keys, (batch, groups, size))
+    if query is None or key is None or value is None or value.scale != 1:
         return None
+    scale = float(found.scores.scale * query.scale * key.scale)
+    if not abs(scale) <= FLOAT32_MAX:
+        return None
+    operands = {"x0": query.tensor, "x1": key.tensor, "x2": value.tensor}
     if found.scores.mask is not None:
         operands["x3"] = found.scores.mask
     operands["y0"] = workshop.buffer(turned.operands["y0"], (batch, rows, heads * size))
@@ -264,7 +295,7 @@ def _assembled(workshop: Workshop, found: Found, turned: Step) -> Step | None:
         "heads": heads,
         "groups": groups,
         "size": size,
-        "columns": (0, 0, 0),
+        "columns": (query.column, key.column, value.column),
         "scale": scale,
         "causal": found.causal,
         "guarded": found.guarded,
@@ -274,19 +305,21 @@ def _assembled(workshop: Workshop, found: Found, turned: Step) -> Step | None:
 
 
 def _in_rows(
-    workshop: Workshop, rows: Rows, layout: Layout, count: Expression, heads: tuple[Expression, int, int]
-) -> Tensor | None:
-    """The buffer as [batch, rows, heads * size], if the heads lie in it so."""
+    workshop: Workshop, ways: Sequence[Rows], count: Expression, heads: tuple[Expression, int, int]
+) -> Laid | None:
+    """The first of the ways in which the heads lie side by side, if there is one."""
     batch, number, size = heads
-    strides = layout.strides()
-    width = number * size
-    wanted = [dims.mul(count, width), size, width, 1]
-    shape = (batch, number, count, size)
-    if strides is None or any(
-        stride != want for stride, want, axis in zip(strides, wanted, shape, strict=True) if axis != 1
-    ):
-        return None
-    whole = (batch, count, width)
-    if dims.product(whole) != dims.product(rows.source.shape):
-        return None
-    return workshop.view(rows.source, whole)
+    for rows in ways:
+        strides, first = rows.layout.strides(), rows.layout.offset
+        if strides is None or not isinstance(first, int):
+            continue
+        width = strides[2] if count != 1 else number * size
+        wanted = [dims.mul(count, width), size, width, 1]
+        shape = (batch, number, count, size)
+        fits = all(stride == want or axis == 1 for stride, want, axis in zip(strides, wanted, shape, strict=True))
+        whole = (batch, count, width)
+        if not fits or not isinstance(width, int) or first + number * size > width:
+            continue
+        if dims.product(whole) == dims.product(rows.source.shape):
+            return Laid(workshop.view(rows.source, whole), first, rows.scale)
+    return None

@@ -1,4 +1,4 @@
-"""Where in a buffer does each element of a tensor lie that was reshaped and transposed since?
+"""Where in a buffer does each element of a tensor lie that was reshaped, transposed and cut since?
 
 Each axis is a list of factors, a size with its stride, outermost first: merging two axes joins their lists, and an axis
 is split between factors, or inside of one where it divides.
@@ -18,12 +18,26 @@ Factor = tuple[Expression, Expression]
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of a tensor, by their factors; an axis of one element has none."""
+    """The axes of a tensor, by their factors; an axis of one element has none. The first element lies at `offset`."""
 
     axes: tuple[tuple[Factor, ...], ...]
+    offset: Expression = 0
 
     def transposed(self, order: Sequence[int]) -> Layout:
-        return Layout(tuple(self.axes[axis] for axis in order))
+        return Layout(tuple(self.axes[axis] for axis in order), self.offset)
+
+    def cut(self, axis: int, start: int, size: Expression) -> Layout | None:
+        """So many elements along an axis, from `start` on; None where the axis has no single stride, or where some are
+        left out from behind of no fixed size."""
+        factors = self.axes[axis]
+        if len(factors) == 0 or (start == 0 and [size] == [factor for factor, _ in factors]):
+            return self
+        if len(factors) > 1 or start < 0 or size == 0:
+            return None
+        stride = factors[0][1]
+        kept = ((size, stride),) if size != 1 else ()
+        axes = (*self.axes[:axis], kept, *self.axes[axis + 1 :])
+        return Layout(axes, dims.add(self.offset, dims.mul(stride, start)))
 
     def reshaped(self, shape: Sequence[Expression]) -> Layout | None:
         """The same elements in another shape; None where an axis would be split in no whole way."""
@@ -34,7 +48,7 @@ class Layout:
             if taken is None:
                 return None
             found.append(taken)
-        return None if left else Layout(tuple(found))
+        return None if left else Layout(tuple(found), self.offset)
 
     def strides(self) -> list[Expression] | None:
         """One for each axis, 0 for those of one element; None where an axis has no single one."""

@@ -47,7 +47,7 @@ def model_of(
         [onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name],
         [onnx.numpy_helper.from_array(array, f"x{i}") for i, array in given.items() if i in constants],
     )
-    opsets = [onnx.helper.make_opsetid("", opset)]
+    opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("com.microsoft", 1)]
     return onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 

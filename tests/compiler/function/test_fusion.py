@@ -17,13 +17,17 @@ import hjgc
 from hjgc.compiler import CompileResult, compile_model
 from hjgc.compiler.build_variants import DeviceCode, code_tables
 from hjgc.compiler.function.fusion.layout import contiguous
+from hjgc.plan_format import dims
 from hjgc.plan_format.sizes import Binary, Size
 from hjgc.plan_format.structs import StaticSegment
+from tests import packed
 from tests.encoders import FORMS, LAYERS, SIZES, example, exported
 
 LENGTHS = (2, 16, 45)
 TOLERANCE = 2e-5
 """Of results up to 4: sums of float32 in another order."""
+LAUNCHES = {"by torch's module": ["transpose", "matmul_map", "attention_rows", "matmul", "transpose"]}
+"""Where rows stand before the batch."""
 GONE = ("transpose", "softmax", "layer_norm", "island", "scaled_attention")
 
 
@@ -69,6 +73,24 @@ def test_a_layer_is_seven_launches_in_one_segment_and_gives_onnx_runtimes_number
                 assert np.abs(found - np.asarray(wanted)).max() < TOLERANCE
 
 
+@pytest.mark.parametrize(("way", "exporter", "open_sizes"), packed.FORMS)
+def test_heads_that_one_product_left_side_by_side_are_read_there(
+    way: str, exporter: str, open_sizes: bool, tmp_path: Path
+) -> None:
+    model = packed.exported(way, exporter, open_sizes=open_sizes)
+    sizes = {"rows": (2, packed.MOST_ROWS)} if open_sizes else None
+    plan = tmp_path / "plan.hjg"
+    result = compile_model(model, plan, targets=("cpu", "sm_90"), kind="function", sizes=sizes)
+    ops = [launch.op for launch in result.plan.phases[0].launches]
+    assert ops == LAUNCHES.get(way, ["matmul_map", "attention_rows", "matmul_map"])
+    session = ort.InferenceSession(str(model))
+    with hjgc.load(plan, weights=model.parent, device="cpu") as function:
+        for rows in (2, 7, 45) if open_sizes else (10,):
+            feed = {"x": np.random.default_rng(rows).standard_normal((1, rows, packed.WIDTH)).astype(np.float32)}
+            (found,), (wanted,) = function(feed).values(), session.run(None, feed)
+            assert np.abs(found - np.asarray(wanted)).max() < TOLERANCE
+
+
 def test_weights_that_were_stacked_are_in_the_plan_once(tmp_path: Path) -> None:
     plan = compiled("sdpa, by torch's exporter", tmp_path, open_sizes=False).plan
     used = {(o.space, o.index) for phase in plan.phases for launch in phase.launches for o in launch.operands}
@@ -90,3 +112,19 @@ def test_a_layout_follows_an_axis_through_views_and_transposes() -> None:
     assert again is not None and again.strides() == turned.strides()
     assert contiguous((4, 6)).reshaped((3, 8)) is None
     assert contiguous((1, 5)).strides() == [0, 1]
+
+
+def test_a_layout_follows_what_is_cut_out() -> None:
+    rows = Size("rows")
+    parts = contiguous((2, rows, 48)).reshaped((2, rows, 3, 16))
+    assert parts is not None
+    second = parts.cut(2, 1, 1)
+    assert second is not None and (second.offset, second.strides()) == (16, [Binary("mul", 48, rows), 48, 0, 1])
+    heads = second.reshaped((2, rows, 4, 4))
+    assert heads is not None and (heads.offset, heads.strides()) == (16, [Binary("mul", 48, rows), 48, 4, 1])
+    last = heads.cut(2, 3, 1)
+    assert last is not None and last.offset == 28
+    assert parts.cut(2, 0, 3) == parts
+    merged = parts.transposed((0, 2, 1, 3)).reshaped((2, dims.mul(3, rows), 16))
+    assert merged is not None and merged.cut(1, 1, 2) is None
+    assert parts.cut(1, -2, 2) is None

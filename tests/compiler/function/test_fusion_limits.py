@@ -179,3 +179,53 @@ def test_products_whose_rows_are_two_of_attentions_are_not_stacked(tmp_path: Pat
         ["outa b c"],
     )  # fmt: skip
     assert ops.count("matmul") == 3 and "attention_rows" in ops
+
+
+def test_keys_that_all_heads_share_without_an_axis_for_them_are_left_alone(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        *heads("q"), *heads("v"), ("MatMul", ["q.h", "k"], "scores"), ("Softmax", ["scores"], "soft", {"axis": -1}),
+        ("MatMul", ["soft", "v.h"], "y"), ("Transpose", ["y"], "y.t", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", ["y.t", "join"], "out"),
+    ]  # fmt: skip
+    feed = {"q": made(2, 5, 32), "v": made(2, 5, 32), "k": made(8, 5)}
+    assert "softmax" in ops_of(tmp_path, nodes, feed, SPLIT, ["out"])
+
+
+CUTS = {
+    "columns side by side": ((2, 5, 96), -1, [(0, 32), (32, 64), (64, 96)], True),
+    "columns with others between": ((2, 5, 140), -1, [(4, 36), (40, 72), (100, 132)], True),
+    "the same columns": ((2, 5, 40), -1, [(8, 40), (8, 40), (8, 40)], True),
+    "rows of one sequence": ((1, 12, 32), 1, [(0, 5), (5, 10), (7, 12)], False),
+    "first rows of several": ((2, 9, 32), 1, [(0, 5), (0, 5), (0, 5)], False),
+    "sequences": ((6, 5, 32), 0, [(0, 2), (2, 4), (4, 6)], False),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_is_cut_out_is_read_where_it_lies_if_heads_lie_side_by_side_there(cut: str, tmp_path: Path) -> None:
+    shape, axis, parts, fused = CUTS[cut]
+    nodes: list[Node] = [("Slice", ["x", f"{name}.from", f"{name}.to", "axis"], name) for name in "qkv"]
+    bounds = {f"{name}.{end}": np.array([part[i]]) for name, part in zip("qkv", parts, strict=True)
+              for i, end in enumerate(("from", "to"))}  # fmt: skip
+    batch = shape[0] if axis else 2
+    rest = {"split": np.array([batch, 5, 4, 8]), "join": np.array([batch, 5, 32]), "axis": np.array([axis])}
+    nodes += attention([("Identity", ["scores"], "biased")])
+    ops = ops_of(tmp_path, nodes, {"x": made(*shape)}, {**bounds, **rest}, ["out"])
+    assert ops.count("slice") == (0 if fused else 3) and "attention_rows" in ops
+
+
+def test_numbers_that_are_computed_of_numbers_are_seen(tmp_path: Path) -> None:
+    """A scale that TorchScript's exporter computes from the size of a head."""
+    constants = {"size": np.array(8, np.int64), "one": np.array(1, np.float32)}
+    between: list[Node] = [
+        ("Cast", ["size"], "float", {"to": TensorProto.FLOAT}), ("Sqrt", ["float"], "root"),
+        ("Div", ["one", "root"], "scale"), ("Mul", ["scores", "scale"], "biased"),
+    ]  # fmt: skip
+    ops = ops_of(tmp_path, attention(between), rows(), {**SPLIT, **constants}, ["out"])
+    assert ops == ["attention_rows", "elementwise"]  # and a copy into the result
+
+
+@pytest.mark.parametrize("index", [1, -1, [2], [[0]]])
+def test_one_place_that_is_known_is_a_slice(index: Any, tmp_path: Path) -> None:
+    nodes: list[Node] = [("Gather", ["x", "index"], "out", {"axis": 1})]
+    assert ops_of(tmp_path, nodes, {"x": made(4, 3, 5)}, {"index": np.array(index)}, ["out"])[0] == "slice"
