@@ -1,9 +1,10 @@
 """How fast is a transformer encoder as a function, beside transformers and torch.compile, in one process?
 
-    measure_function.py [--layers N] [--tokens N] [--calls N] [--peers MODE,...]
+    measure_function.py [--packed] [--layers N] [--tokens N] [--calls N] [--peers MODE,...]
 
 A BERT of random weights in float16 (bert-base by default: 12 layers, 768 wide, 12 heads), exported by torch's exporter
-with fixed sizes, compiled for this GPU. Printed for each, as JSON lines: the median and the 99th percentile of a call,
+with fixed sizes, compiled for this GPU. With `--packed` a vision transformer's blocks in its place, of the same shapes:
+norms first, queries, keys and values one product. Printed for each, as JSON lines: the median and the 99th percentile of a call,
 from token ids on the host to its results on the host, and the median time on the device alone, between two events
 around one pass whose inputs are there; how far the results are from those of the same weights in float32. MODE is
 `eager`, or one of torch.compile's: `default`, `reduce-overhead` (CUDA graphs), `max-autotune`.
@@ -21,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import BertConfig, BertModel
 
 import hjgc
 from hjgc.compiler import compile_model
 from tests.gpu.served import target
 
+WIDTH, HEADS, VOCABULARY = 768, 12, 30522
 PEERS = ("eager", "default", "reduce-overhead", "max-autotune")
 WARM = 20
 Call = Callable[[np.ndarray[Any, Any]], Sequence[np.ndarray[Any, Any]]]
@@ -45,9 +48,42 @@ class Encoder(torch.nn.Module):
         return found.last_hidden_state, found.pooler_output
 
 
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.LayerNorm(WIDTH), torch.nn.LayerNorm(WIDTH)
+        self.together, self.out = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = torch.nn.Linear(WIDTH, 4 * WIDTH), torch.nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, rows, _ = x.shape
+        made = self.together(self.first(x)).reshape(batch, rows, 3, HEADS, WIDTH // HEADS)
+        query, key, value = made.permute(2, 0, 3, 1, 4).unbind(0)
+        found = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(found.transpose(1, 2).reshape(batch, rows, WIDTH))
+        return x + self.down(functional.gelu(self.up(self.second(x))))
+
+
+class PackedEncoder(torch.nn.Module):
+    """Blocks as a vision transformer has them, over embeddings of token ids."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = torch.nn.Sequential(*(Block() for _ in range(layers)))
+        self.norm = torch.nn.LayerNorm(WIDTH)
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.norm(self.blocks(self.rows(input_ids) * attention_mask[..., None]))
+        return found, found[:, 0]
+
+
 def main() -> None:
     given = arguments()
-    model, ids = Encoder(given.layers), np.random.default_rng(0).integers(5, 30000, (given.calls, 1, given.tokens))
+    kind = PackedEncoder if given.packed else Encoder
+    model, ids = kind(given.layers), np.random.default_rng(0).integers(5, 30000, (given.calls, 1, given.tokens))
     with torch.inference_mode():
         expected = reference(model, ids[:3])
         model = model.half()
@@ -59,6 +95,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--packed", action="store_true")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--calls", type=int, default=300)
