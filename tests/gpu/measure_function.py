@@ -4,10 +4,10 @@
 
 A BERT of random weights in float16 (bert-base by default: 12 layers, 768 wide, 12 heads), exported by torch's exporter
 with fixed sizes, compiled for this GPU. With `--packed` a vision transformer's blocks in its place, of the same shapes:
-norms first, queries, keys and values one product. Printed for each, as JSON lines: the median and the 99th percentile of a call,
-from token ids on the host to its results on the host, and the median time on the device alone, between two events
-around one pass whose inputs are there; how far the results are from those of the same weights in float32. MODE is
-`eager`, or one of torch.compile's: `default`, `reduce-overhead` (CUDA graphs), `max-autotune`.
+norms first, queries, keys and values one product. Printed for each, as JSON lines: the median and the 99th percentile
+of a call, from token ids on the host to its results on the host, and the median time on the device alone, between two
+events around one pass whose inputs are there; how far the results are from those of the same weights in float32. MODE
+is `eager`, or one of torch.compile's: `default`, `reduce-overhead` (CUDA graphs), `max-autotune`.
 """
 
 from __future__ import annotations
