@@ -157,15 +157,19 @@ def _split_sizes(node: Lowering, axis: Expression, count: int) -> tuple[int, ...
 
 @lowers("Gather")
 def _gather(node: Lowering) -> None:
-    """One place that is known is a slice: where it lies can be seen."""
-    x, indices, axis = node.x(0), node.x(1), node.integer("axis", 0)
-    place, size = _known_place(node), x.shape[axis_of(axis, len(x.shape))]
-    if place is None or not isinstance(size, int) or not -size <= place < size:
-        return node.give(node.emit("gather", [x, indices], {"axis": axis}))
-    axis = axis_of(axis, len(x.shape))
+    """One place that is known is a slice: where it lies can be seen. Not of a result, which is no view."""
+    x, indices = node.x(0), node.x(1)
+    axis, place = axis_of(node.integer("axis", 0), len(x.shape)), _known_place(node)
+    size = x.shape[axis]
+    if place is None or not isinstance(size, int) or not -size <= place < size or _is_result(node):
+        return node.give(node.emit("gather", [x, indices], {"axis": node.integer("axis", 0)}))
     starts = [place % size if i == axis else 0 for i in range(len(x.shape))]
     found = cut(node, x, starts, [1] * len(starts), [*x.shape[:axis], 1, *x.shape[axis + 1 :]])
     node.give(node.view(found, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])))
+
+
+def _is_result(node: Lowering) -> bool:
+    return node.node.outputs[0].is_graph_output()
 
 
 def _known_place(node: Lowering) -> int | None:
