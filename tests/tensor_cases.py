@@ -214,6 +214,21 @@ MOVES = (
     moving("in front", "expand", Given(F16, (1, 5)), results=(Given(F16, ("a", 3, 5)),), sizes=OPEN),
     moving("inside", "expand", Given(BOOL, ("a", 1, 4)), results=(Given(BOOL, ("a", "b", 4)),), sizes=OPEN),
     moving("of one number", "expand", Given(I64, ()), results=(Given(I64, ("a",)),), sizes=OPEN),
+    moving(
+        "of patches", "unfold", Given(F16, ("a", 3, 12, 8)), kernel=(4, 4), strides=(4, 4), dilations=(1, 1),
+        sizes=OPEN,
+    ),
+    moving(
+        "of windows that overlap", "unfold", Given(F32, (2, 3, 7, 6)), kernel=(3, 2), strides=(2, 1), dilations=(1, 2),
+    ),
+    moving(
+        "along an open axis", "unfold", Given(I8, (1, 5, "b")), kernel=(1,), strides=(1,), dilations=(1,),
+        sizes=({"b": 1}, {"b": 40}),
+    ),
+    moving(
+        "of a volume", "unfold", Given(BF16, (1, 2, 4, 5, 3)), kernel=(2, 2, 2), strides=(1, 2, 1),
+        dilations=(2, 1, 1),
+    ),
     moving("of heads", "transpose", Given(F16, ("a", "b", 3, 8)), axes=(0, 2, 1, 3), sizes=OPEN),
     moving("of keys", "transpose", Given(F16, ("a", 3, "b", 8)), axes=(0, 1, 3, 2), sizes=OPEN),
     moving("of a matrix", "transpose", Given(F32, (70, 45)), axes=(1, 0)),
@@ -416,6 +431,14 @@ LARGE = (
     elementwise("of many rows", "add(x0, x1)", Given(F32, (300000, 3)), Given(F32, (300000, 1)), device=True),
     moving("of many heads", "transpose", Given(F16, (4, 128, 12, 64)), axes=(0, 2, 1, 3), device=True),
     moving("of many keys", "transpose", Given(F16, (4, 12, 130, 64)), axes=(0, 1, 3, 2), device=True),
+    moving(
+        "of an image", "unfold", Given(F16, (1, 3, 224, 224)), kernel=(16, 16), strides=(16, 16), dilations=(1, 1),
+        device=True,
+    ),
+    moving(
+        "of channels", "unfold", Given(F16, (1, 64, 58, 58)), kernel=(3, 3), strides=(1, 1), dilations=(1, 1),
+        device=True,
+    ),
     moving("of an image", "transpose", Given(F32, (2, 3, 224, 224)), axes=(0, 2, 3, 1), device=True),
     moving("of a table", "gather", Given(F16, (30000, 768)), Given(I64, (8, 64), (0, 30000)), axis=0, device=True),
     moving("of scores", "softmax", Given(F16, (2, 12, 200, 200)), axis=-1, log=False, device=True),

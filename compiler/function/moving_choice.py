@@ -68,6 +68,16 @@ def _slice(step: Step, target: str, limits: Limits) -> Choice:
     return _moved(step, (_dot(first, along), steps), target, limits)
 
 
+@chooses("unfold")
+def _unfold(step: Step, target: str, limits: Limits) -> Choice:
+    along = strides(given(step)[0].shape)
+    inside, between = (
+        [dims.mul(stride, by) for stride, by in zip(along[2:], numbers(step, name), strict=True)]
+        for name in ("dilations", "strides")
+    )
+    return _moved(step, (0, [*along[:2], *inside, *between]), target, limits)
+
+
 @chooses("fill")
 def _fill(step: Step, target: str, limits: Limits) -> Choice:
     return mapped(step, str(step.attributes["value"]), [], [], target, limits)

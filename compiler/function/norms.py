@@ -43,7 +43,15 @@ def _instance_norm(node: Lowering) -> None:
     batch, channels, *rest = x.shape
     rows = node.view(x, (batch, channels, dims.product(rest)))
     affine = [node.view(node.x(index), (channels, 1)) for index in (1, 2)]
-    node.give(node.view(node.emit("layer_norm", [rows, *affine], _layer(node, 2)), x.shape))
+    node.give(node.view(_by_channel(node, rows, affine), x.shape))
+
+
+def _by_channel(node: Lowering, rows: Tensor, affine: list[Tensor]) -> Tensor:
+    """The norm of axes behind the second, with a gain and a bias that are none of those axes'; a GPU's kernel takes
+    none of these."""
+    if not node.context.targets:
+        return node.emit("layer_norm", [rows, *affine], _layer(node, 2))
+    return node.elementwise("add(mul(x0, x1), x2)", node.emit("layer_norm", [rows], _layer(node, 2)), *affine)
 
 
 @lowers("GroupNormalization")
@@ -59,7 +67,7 @@ def _group_norm(node: Lowering) -> None:
     rows = node.view(x, (batch, groups, each, dims.product(rest)))
     shape = (groups, 1, 1) if node.version < 21 else (groups, each, 1)
     affine = [node.view(node.x(index), shape) for index in (1, 2)]
-    node.give(node.view(node.emit("layer_norm", [rows, *affine], _layer(node, 2)), x.shape))
+    node.give(node.view(_by_channel(node, rows, affine), x.shape))
 
 
 @lowers("BatchNormalization")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hjgc.compiler.function.contents import elements
 from hjgc.compiler.function.lowering import Lowering, NotNative, lowers
+from hjgc.compiler.kernels.tiles_of_functions import MOST_OPERANDS
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.ops.declaration import TensorType
@@ -76,7 +77,13 @@ def _transpose(node: Lowering) -> None:
 
 @lowers("Concat")
 def _concat(node: Lowering) -> None:
-    node.give(node.emit("concat", [node.x(i) for i in range(node.count)], {"axis": node.integer("axis", 1)}))
+    """For a GPU as many at a time as a kernel takes."""
+    parts, attributes = [node.x(i) for i in range(node.count)], {"axis": node.integer("axis", 1)}
+    most = MOST_OPERANDS if node.context.targets else len(parts)
+    while len(parts) > most:
+        groups = [parts[i : i + most] for i in range(0, len(parts), most)]
+        parts = [node.emit("concat", group, attributes) if len(group) > 1 else group[0] for group in groups]
+    node.give(node.emit("concat", parts, attributes))
 
 
 @lowers("Slice")

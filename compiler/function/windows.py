@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from hjgc.compiler.function.filling import filled
 from hjgc.compiler.function.lowering import Lowering, lowers
+from hjgc.compiler.function.products import product
 from hjgc.compiler.program import Tensor
 from hjgc.plan_format import dims
+from hjgc.plan_format.elementwise import FLOATS
+from hjgc.plan_format.ops.declaration import TensorType
 from hjgc.plan_format.ops.shapes import numbers
 from hjgc.plan_format.sizes import Expression
 from hjgc.plan_format.structs import Attribute
@@ -60,10 +63,52 @@ def _conv(node: Lowering) -> None:
 
 
 def convolved(node: Lowering) -> Tensor:
-    """What a Conv gives."""
+    """What a Conv gives: for a GPU by a product of its filters and what windows see."""
     x, (weight, kernel) = node.x(0), _filters(node)
-    attributes = {**_windows(node, x, kernel), "groups": node.integer("group", 1)}
-    return node.emit("conv", [x, weight, node.optional(2)], attributes)
+    windows, groups = _windows(node, x, kernel), node.integer("group", 1)
+    if node.context.targets:
+        return _by_product(node, x, weight, windows, groups)
+    return node.emit("conv", [x, weight, node.optional(2)], {**windows, "groups": groups})
+
+
+def _by_product(node: Lowering, x: Tensor, weight: Tensor, windows: dict[str, Attribute], groups: int) -> Tensor:
+    """Filters [M, C / groups * places] times [N, C / groups * places, windows], for each group."""
+    filters, each, *kernel = weight.shape
+    parts = dims.divide(filters, groups) if groups > 0 else None
+    if parts is None or x.shape[1] != dims.mul(each, groups):
+        raise node.refuse(f"its filters are not those of {groups} groups")
+    bias, batch = node.optional(2), x.shape[0]
+    seen = _seen(node, x, kernel, windows, 0.0)
+    counts = seen.shape[2 + len(kernel) :]
+    depth, across = dims.mul(each, dims.product(kernel)), dims.product(counts)
+    split = () if groups == 1 else (groups,)
+    seen = node.view(seen, (batch, *split, depth, across))
+    added = None if bias is None else node.view(bias, (*split, parts, 1))
+    matrices = node.view(weight, (*split, parts, depth))
+    if groups > 1 and batch != 1:  # all images of a group side by side: kernels repeat no part of a batch
+        seen = node.view(
+            node.emit("transpose", [seen], {"axes": (1, 2, 0, 3)}), (groups, depth, dims.mul(batch, across))
+        )
+        made = node.emit("matmul", [matrices, seen, added], product())
+        apart = node.view(made, (groups, parts, batch, across))
+        return node.view(node.emit("transpose", [apart], {"axes": (2, 0, 1, 3)}), (batch, filters, *counts))
+    return node.view(node.emit("matmul", [matrices, seen, added], product()), (batch, filters, *counts))
+
+
+def _seen(
+    node: Lowering, x: Tensor, kernel: Sequence[Expression], windows: dict[str, Attribute], outside: float
+) -> Tensor:
+    """What each window sees; `outside`: the number in its pads."""
+    pads, whole = windows["pads"], numbers(kernel)
+    assert isinstance(pads, tuple) and whole is not None
+    if any(pads):
+        before = (0, 0, *map(int, pads[: len(whole)]))
+        after = (0, 0, *map(int, pads[len(whole) :]))
+        shape = [dims.add(axis, low + high) for axis, low, high in zip(x.shape, before, after, strict=True)]
+        value = None if outside == 0 else filled(node, x.dtype, outside, (1,))
+        x = node.emit("pad", [x, value], {"mode": "constant", "before": before}, [TensorType(x.dtype, tuple(shape))])
+    attributes = {name: windows[name] for name in ("strides", "dilations")}
+    return node.emit("unfold", [x], {"kernel": whole, **attributes})
 
 
 @lowers("ConvTranspose")
@@ -128,7 +173,24 @@ def _pool(node: Lowering, kind: str, *, power: int = 1) -> Tensor:
     extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
     if len(pads) != 2 * len(kernel) or any(pad >= extent for pad, extent in zip(pads, extents * 2, strict=True)):
         raise node.refuse("a window may lie in its pads alone")
+    if node.context.targets:
+        return _by_reduction(node, x, attributes)
     return node.emit("pool", [x], attributes)
+
+
+def _by_reduction(node: Lowering, x: Tensor, attributes: dict[str, Attribute]) -> Tensor:
+    """What each window sees, reduced. Where windows end in the pads, all pads count or none does."""
+    kind, kernel = attributes["kind"], attributes["kernel"]
+    assert isinstance(kernel, tuple) and isinstance(attributes["pads"], tuple)
+    if attributes["up"] or kind not in ("max", "average") or x.dtype not in FLOATS:
+        raise node.refuse("no kernel pools like that")
+    if kind == "average" and any(attributes["pads"]) and not attributes["count_pads"]:
+        raise node.refuse("no kernel counts what a window sees")
+    seen = _seen(node, x, [int(size) for size in kernel], attributes, -math.inf if kind == "max" else 0.0)
+    counts = seen.shape[2 + len(kernel) :]
+    rows = node.view(seen, (*x.shape[:2], math.prod(map(int, kernel)), dims.product(counts)))
+    reduced = {"kind": "max" if kind == "max" else "mean", "axes": (2,), "keep": False}
+    return node.view(node.emit("reduce", [rows], reduced), (*x.shape[:2], *counts))
 
 
 @lowers("MaxPool")

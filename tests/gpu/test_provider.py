@@ -28,11 +28,11 @@ Array = Any  # of numpy
 
 PATIENCE = 120
 CONVOLVED = """convolved (float[1,256,32,32] x, float one) => (float[1,256,32,32] y) {
-    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    a = ConvTranspose <pads = [1, 1, 1, 1]> (x, first)
     b = Relu (a)
-    c = Conv <pads = [1, 1, 1, 1]> (b, second)
+    c = ConvTranspose <pads = [1, 1, 1, 1]> (b, second)
     d = Add (c, x)
-    e = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (d)
+    e = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (d)
     f = Tanh (e)
     y = Mul (f, one)
 }"""

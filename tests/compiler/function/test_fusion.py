@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,7 +14,6 @@ pytest.importorskip("triton")
 
 import hjgc
 from hjgc.compiler import CompileResult, compile_model
-from hjgc.compiler.build_variants import DeviceCode, code_tables
 from hjgc.compiler.function.fusion.layout import contiguous
 from hjgc.plan_format import dims
 from hjgc.plan_format.sizes import Binary, Size
@@ -23,23 +21,13 @@ from hjgc.plan_format.structs import StaticSegment
 from tests import packed
 from tests.encoders import FORMS, LAYERS, SIZES, example, exported
 
+pytestmark = pytest.mark.usefixtures("nothing_built")
 LENGTHS = (2, 16, 45)
 TOLERANCE = 2e-5
 """Of results up to 4: sums of float32 in another order."""
 LAUNCHES = {"by torch's module": ["transpose", "matmul_map", "attention_rows", "matmul", "transpose"]}
 """Where rows stand before the batch."""
 GONE = ("transpose", "softmax", "layer_norm", "island", "scaled_attention")
-
-
-@pytest.fixture(autouse=True)
-def nothing_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What kernels are chosen is what matters here."""
-
-    def tables(keys: Any, progress: Any, ahead: Any) -> DeviceCode:
-        del progress, ahead
-        return code_tables(keys, {})
-
-    monkeypatch.setattr("hjgc.compiler.pipeline.build_variants", tables)
 
 
 def compiled(form: str, folder: Path, *, open_sizes: bool) -> CompileResult:

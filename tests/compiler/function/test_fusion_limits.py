@@ -8,31 +8,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("triton")
 
-import hjgc
-from hjgc.compiler import compile_model
-from hjgc.compiler.build_variants import DeviceCode, code_tables
+from tests.compiler.function.for_gpus import checked
 
+pytestmark = pytest.mark.usefixtures("nothing_built")
 Node = tuple[str, list[str], str] | tuple[str, list[str], str, dict[str, Any]]
 Feed = dict[str, NDArray[Any]]
-TOLERANCE = 1e-5
-HALF_TOLERANCE = 4e-3
 RANDOM = np.random.default_rng(7)
-
-
-@pytest.fixture(autouse=True)
-def nothing_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tables(keys: Any, progress: Any, ahead: Any) -> DeviceCode:
-        del progress, ahead
-        return code_tables(keys, {})
-
-    monkeypatch.setattr("hjgc.compiler.pipeline.build_variants", tables)
 
 
 def made(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
@@ -49,17 +36,7 @@ def ops_of(folder: Path, nodes: Sequence[Node], feed: Feed, weights: Feed, outpu
         [numpy_helper.from_array(x, name) for name, x in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    model = onnx.shape_inference.infer_shapes(model)
-    path = folder / "model.onnx"
-    onnx.save_model(model, path)
-    plan = compile_model(path, folder / "plan.hjg", targets=("cpu", "sm_90"), kind="function").plan
-    wanted = ort.InferenceSession(str(path)).run(None, feed)
-    with hjgc.load(folder / "plan.hjg", device="cpu") as function:
-        for found, right in zip(function(feed).values(), wanted, strict=True):
-            right = np.asarray(right)
-            bound = HALF_TOLERANCE if right.dtype == np.float16 else TOLERANCE
-            np.testing.assert_allclose(found.astype(np.float32), right.astype(np.float32), rtol=bound, atol=bound)
-    return [launch.op for launch in plan.phases[0].launches]
+    return checked(onnx.shape_inference.infer_shapes(model), feed, folder)
 
 
 def heads(name: str, wide: bool = False) -> list[Node]:

@@ -32,8 +32,8 @@ def test_a_node_of_open_sizes_is_a_kernel_that_is_told_the_sizes(tmp_path: Path)
 
 
 def test_a_node_without_a_kernel_is_an_island_that_says_why(tmp_path: Path) -> None:
-    plan = compiled(tmp_path, "Conv", some(1, 3, 8, 8), some(4, 3, 3, 3), constants=(1,))
+    plan = compiled(tmp_path, "ConvTranspose", some(1, 3, 8, 8), some(3, 4, 3, 3), constants=(1,))
     found = [segment for schedule in plan.phases[0].schedules for segment in schedule.segments]
     reasons = [reason for segment in found if isinstance(segment, DynamicSegment) for reason in segment.reasons]
     assert [reason.code for reason in reasons] == [ReasonCode.NO_TEMPLATE]
-    assert "on sm_90, no kernel computes conv" in str(reasons[0])
+    assert "on sm_90, no kernel computes conv_transpose" in str(reasons[0])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.compiler.function.one_node import Array, check_island, check_native, onnx_itself, some
+from tests.compiler.function.for_gpus import checked
+from tests.compiler.function.one_node import Array, check_island, check_native, model_of, onnx_itself, some
 
 IMAGES = {0: ("N", 6, "H", "W")}
 X = some(2, 6, 3, 4)
@@ -33,6 +35,14 @@ def test_layer_norm_gives_its_moments_where_they_are_wanted(axis: int, outputs: 
 @pytest.mark.parametrize("shapes", [{}, IMAGES])
 def test_norms_of_channels_are_one_launch(op: str, more: Any, launches: list[str], shapes: Any) -> None:
     assert check_native(op, [X, some(6), some(6) + 1], shapes=shapes, **more) == launches
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(("op", "more"), [("InstanceNormalization", {}), ("GroupNormalization", {"num_groups": 3})])
+def test_for_a_gpu_norms_of_channels_are_scaled_behind(op: str, more: Any, tmp_path: Path) -> None:
+    inputs = [X, some(6), some(6) + 1]
+    model = model_of(op, inputs, opset=21, constants=(1, 2), **more)
+    assert checked(model, {"x0": X}, tmp_path)[:2] == ["layer_norm", "elementwise"]
 
 
 def test_until_opset_20_a_gain_holds_for_a_group() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hjgc.plan_format.errors import RunError
+from tests.compiler.function.for_gpus import checked
 from tests.compiler.function.one_node import check_island, check_native, model_of, ours, some
 
 BATCH = {0: ("n", 4, 7, 6)}
@@ -140,3 +142,58 @@ def test_maxima_go_back_to_their_places() -> None:
     x, places = some(1, 1, 2, 2), np.array([[[[5, 7], [13, 15]]]])
     launches = check_native("MaxUnpool", [x, places], kernel_shape=[2, 2], strides=[2, 2], opset=22)
     assert launches == ["fill", "scatter_elements"]
+
+
+def for_a_gpu(op: str, inputs: list[Any], folder: Path, shapes: Any = None, **attributes: Any) -> list[str]:
+    """The launches for one, without copies into results, once they give ONNX Runtime's numbers."""
+    model = model_of(op, inputs, shapes=shapes, constants=range(1, len(inputs)), opset=20, **attributes)
+    sizes = {axis: (1, 16) for shape in (shapes or {}).values() for axis in shape if isinstance(axis, str)}
+    ops = checked(model, {"x0": inputs[0]}, folder, sizes=sizes or None)
+    return ops[:-1] if ops[-1] == "elementwise" else ops
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize("shapes", [None, BATCH])
+@pytest.mark.parametrize("attributes", CONVOLUTIONS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_for_a_gpu_convolutions_are_products(
+    attributes: dict[str, Any], groups: int, shapes: Any, tmp_path: Path
+) -> None:
+    inputs = [some(2, 4, 7, 6), some(6, 4 // groups, 3, 2), some(6)]
+    padded = "pads" in attributes or "SAME" in attributes.get("auto_pad", "")
+    found = for_a_gpu("Conv", inputs, tmp_path, shapes, group=groups, **attributes)
+    launches = ["unfold", "matmul"] if groups == 1 else ["unfold", "transpose", "matmul", "transpose"]
+    assert found == [*(["pad"] if padded else []), *launches]
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_for_a_gpu_over_any_number_of_axes(axes: int, tmp_path: Path) -> None:
+    filters = some(3, 2, *[2] * axes)
+    assert for_a_gpu("Conv", [some(2, 2, *[5] * axes), filters], tmp_path, strides=[2] * axes)[0] == "unfold"
+    assert for_a_gpu("MaxPool", [some(2, 2, *[5] * axes)], tmp_path, kernel_shape=[2] * axes)[0] == "unfold"
+
+
+@pytest.mark.usefixtures("nothing_built")
+def test_for_a_gpu_filters_of_one_channel_each_and_images_of_any_size(tmp_path: Path) -> None:
+    inputs = [some(1, 4, 7, 6), some(4, 1, 3, 3), some(4)]
+    found = for_a_gpu("Conv", inputs, tmp_path, {0: (1, 4, "h", "w")}, group=4, pads=[1] * 4)
+    assert found == ["pad", "unfold", "matmul"]
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("attributes", [{}, {"strides": [2, 2]}, {"pads": [1, 0, 1, 1]}])
+def test_for_a_gpu_pools_are_reductions(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
+    counted = {"count_include_pad": 1} if op == "AveragePool" else {}
+    found = for_a_gpu(op, [some(2, 4, 7, 6)], tmp_path, BATCH, kernel_shape=[3, 2], **counted, **attributes)
+    assert "island" not in found and "unfold" in found
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [("AveragePool", {"pads": [1, 1, 1, 1]}), ("MaxPool", {"ceil_mode": 1, "strides": [2, 2]}), ("LpPool", {"p": 2})],
+)
+def test_for_a_gpu_other_pools_are_islands(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
+    assert for_a_gpu(op, [some(2, 4, 7, 7)], tmp_path, kernel_shape=[2, 2], **attributes) == ["island"]
