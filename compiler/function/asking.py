@@ -23,11 +23,12 @@ def ask_onnx_runtime(model: ir.Model) -> None:
     if all(value.type is not None for value in values) or find_spec("onnxruntime") is None:
         return
     unknown = {value.name or "": value for value in values if value.type is None or value.shape is None}
-    for found in _answers(_question(model, list(unknown))):
+    for found in _answers(model, list(unknown)):
         value, kind = unknown[found.name], DTYPES.get(found.type)
         if kind is not None and value.dtype in (None, kind):
             value.type = value.type or ir.TensorType(kind)
-            value.shape = value.shape or ir.Shape(found.shape)
+            if value.shape is None and found.shape:  # it says [] of a single number, and of what has no known rank
+                value.shape = ir.Shape(found.shape)
 
 
 def _question(model: ir.Model, wanted: Sequence[str]) -> bytes:
@@ -54,13 +55,14 @@ def _question(model: ir.Model, wanted: Sequence[str]) -> bytes:
     return proto.SerializeToString()
 
 
-def _answers(question: bytes) -> Iterable[Any]:
-    """What ONNX Runtime says of each result; nothing if it does not take the model, of which the islands tell."""
-    ort: Any = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+def _answers(model: ir.Model, wanted: Sequence[str]) -> Iterable[Any]:
+    """What ONNX Runtime says of each; nothing if it does not take the model, of which the islands tell."""
     try:
+        ort: Any = importlib.import_module("onnxruntime")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        question = _question(model, wanted)
         return ort.InferenceSession(question, options, providers=["CPUExecutionProvider"]).get_outputs()
-    except Exception:  # it raises a dozen kinds of its own
+    except Exception:  # it raises a dozen kinds of its own, and a model may be too large to be written
         return ()

@@ -19,7 +19,7 @@ from hjgc.compiler.program import Tensor
 from hjgc.plan_format import dims
 from hjgc.plan_format.ops.declaration import TensorType
 from hjgc.plan_format.ops.scaled_attention import SCORES
-from hjgc.plan_format.ops.shapes import numbers
+from hjgc.plan_format.ops.shapes import broadcast, numbers
 from hjgc.plan_format.sizes import Expression, spell
 from hjgc.plan_format.structs import Attribute
 
@@ -30,7 +30,7 @@ EPSILON = 1e-12
 FILTER = -10000.0
 """What is added to scores of keys that are not seen, if the node does not say."""
 LOWEST = -65504.0
-"""Of float16: less means the same."""
+"""Of float16."""
 
 
 @lowers("Gelu", "BiasGelu", "FastGelu", domain=MICROSOFT)
@@ -95,6 +95,8 @@ def _skip_norm(node: Lowering) -> None:
     centred = node.node.op_type == "SkipLayerNormalization"
     if node.wants(1) or node.wants(2):
         raise node.refuse("its moments are read")
+    if tuple(node.x(0).shape) != broadcast([tuple(node.x(0).shape), tuple(node.x(1).shape)]):
+        raise node.refuse("what is added is wider than its rows")
     bias = node.optional(4 if centred else 3)
     inputs = [node.x(0), node.x(1), *([] if bias is None else [bias])]
     total = node.elementwise("add(add(x0, x1), x2)" if len(inputs) == 3 else "add(x0, x1)", *inputs)
@@ -121,6 +123,8 @@ def _embedding(node: Lowering) -> None:
     rows = [node.emit("gather", [node.x(2), ids], {"axis": 0}), _positions(node, ids)]
     if segments is not None:
         rows.append(node.emit("gather", [node.x(4), segments], {"axis": 0}))
+    elif node.has(4):  # all of the first
+        rows.append(cut(node, node.x(4), (0, 0), (1, 1), (1, node.x(4).shape[1])))
     total = node.elementwise("add(add(x0, x1), x2)" if len(rows) == 3 else "add(x0, x1)", *rows)
     if node.wants(2):
         node.give(total, 2)
@@ -128,9 +132,10 @@ def _embedding(node: Lowering) -> None:
 
 
 def _lengths(node: Lowering, ids: Tensor) -> Tensor:
-    """How many tokens of each sequence its mask leaves; 0 without one."""
+    """How many ones the mask of each sequence has; 0 without one."""
     if node.has(7):
-        return node.emit("reduce", [node.x(7)], {"kind": "sum", "axes": (1,), "keep": False})
+        ones = node.elementwise("cast.int32(eq(x0, int32:1))", node.x(7))
+        return node.emit("reduce", [ones], {"kind": "sum", "axes": (1,), "keep": False})
     return node.emit("fill", [], {"value": "int32:0"}, [TensorType("int32", (ids.shape[0],))])
 
 
@@ -187,8 +192,8 @@ def _attended(node: Lowering, parts: Sequence[Tensor], seen: Tensor | None, bias
         mask = _mask(node, seen, key)
         bias = mask if bias is None else node.elementwise("add(x0, x1)", mask, bias)
     causal = bool(node.integer("unidirectional", 0))
-    if causal and seen is not None:
-        raise node.refuse("its rows see keys by their place and by a mask")
+    if causal and (seen is not None or query.shape[2] != key.shape[2]):
+        raise node.refuse("its rows see keys by their place and by a mask, or others than their own")
     attributes: dict[str, Attribute] = {
         "scale": node.number("scale", 0.0) or default_scale(node, query.shape[3]), "softcap": 0.0, "causal": causal,
         "left": -1, "right": -1, "scores": SCORES[0], "computed": "float64" if query.dtype == "float64" else "float32",
@@ -200,7 +205,9 @@ def _mask(node: Lowering, seen: Tensor, key: Tensor) -> Tensor:
     """What is added to scores. `seen`: how many keys each sequence has, or of keys whether they are seen, for all
     queries or for each."""
     batch, keys = key.shape[0], key.shape[2]
-    shut, zero = (node.scalar(key.dtype, x) for x in (max(LOWEST, node.number("mask_filter_value", FILTER)), 0))
+    least = node.number("mask_filter_value", FILTER)
+    least = max(LOWEST, least) if key.dtype == "float16" else least
+    shut, zero = (node.scalar(key.dtype, x) for x in (least, 0))
     if tuple(seen.shape) == (batch,):
         places = counted(node, keys, seen.dtype)
         added = node.elementwise(f"where(lt(x0, x1), {zero}, {shut})", places, node.view(seen, (batch, 1)))
@@ -208,5 +215,5 @@ def _mask(node: Lowering, seen: Tensor, key: Tensor) -> Tensor:
     if len(seen.shape) not in (2, 3) or (seen.shape[0], seen.shape[-1]) != (batch, keys):
         raise node.refuse("its mask is none of keys")
     rows = seen.shape[1] if len(seen.shape) == 3 else 1
-    added = node.elementwise(f"where(eq(x0, {node.scalar(seen.dtype, 0)}), {shut}, {zero})", seen)
+    added = node.elementwise(f"where(gt(x0, {node.scalar(seen.dtype, 0)}), {zero}, {shut})", seen)
     return node.view(added, (batch, 1, rows, keys))

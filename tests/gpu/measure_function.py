@@ -1,13 +1,14 @@
 """How fast is a transformer encoder as a function, beside transformers and torch.compile, in one process?
 
-    measure_function.py [--packed] [--layers N] [--tokens N] [--calls N] [--peers MODE,...]
+    measure_function.py [--model bert|packed|vit|resnet] [--layers N] [--tokens N] [--calls N] [--peers MODE,...]
 
 A BERT of random weights in float16 (bert-base by default: 12 layers, 768 wide, 12 heads), exported by torch's exporter
-with fixed sizes, compiled for this GPU. With `--packed` a vision transformer's blocks in its place, of the same shapes:
-norms first, queries, keys and values one product. Printed for each, as JSON lines: the median and the 99th percentile
-of a call, from token ids on the host to its results on the host, and the median time on the device alone, between two
-events around one pass whose inputs are there; how far the results are from those of the same weights in float32. MODE
-is `eager`, or one of torch.compile's: `default`, `reduce-overhead` (CUDA graphs), `max-autotune`.
+with fixed sizes, compiled for this GPU. Or `packed`, a vision transformer's blocks in its place, of the same shapes:
+norms first, queries, keys and values one product; `vit`, ViT-B/16 of transformers, and `resnet`, its ResNet-50, over an
+image of 224 by 224. Printed for each, as JSON lines: the median and the 99th percentile of a call, from token ids on
+the host to its results on the host, and the median time on the device alone, between two events around one pass whose
+inputs are there; how far the results are from those of the same weights in float32. MODE is `eager`, or one of
+torch.compile's: `default`, `reduce-overhead` (CUDA graphs), `max-autotune`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 import hjgc
 from hjgc.compiler import compile_model
@@ -32,7 +33,8 @@ from tests.gpu.served import target
 WIDTH, HEADS, VOCABULARY = 768, 12, 30522
 PEERS = ("eager", "default", "reduce-overhead", "max-autotune")
 WARM = 20
-Call = Callable[[np.ndarray[Any, Any]], Sequence[np.ndarray[Any, Any]]]
+Array = np.ndarray[Any, Any]
+Call = Callable[[Array], Sequence[Array]]
 
 
 class Encoder(torch.nn.Module):
@@ -80,22 +82,44 @@ class PackedEncoder(torch.nn.Module):
         return found, found[:, 0]
 
 
+class Vision(torch.nn.Module):
+    """One of transformers' over an image."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval()
+        for buffer in self.model.buffers():  # a batch norm's moments, as if it had been trained
+            if buffer.is_floating_point():
+                torch.nn.init.uniform_(buffer, 0.5, 1.5)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.model(pixel_values=pixel_values)
+        return found.last_hidden_state, found.pooler_output
+
+
 def main() -> None:
     given = arguments()
-    kind = PackedEncoder if given.packed else Encoder
-    model, ids = kind(given.layers), np.random.default_rng(0).integers(5, 30000, (given.calls, 1, given.tokens))
+    random = np.random.default_rng(0)
+    if given.model in ("vit", "resnet"):
+        torch.manual_seed(0)
+        model = Vision(ViTModel(ViTConfig()) if given.model == "vit" else ResNetModel(ResNetConfig()))
+        inputs, beside = random.standard_normal((given.calls, 1, 3, 224, 224)).astype(np.float16), ()
+    else:
+        model = Encoder(given.layers) if given.model == "bert" else PackedEncoder(given.layers)
+        inputs = random.integers(5, 30000, (given.calls, 1, given.tokens))
+        beside = (np.ones_like(inputs[0]),)
     with torch.inference_mode():
-        expected = reference(model, ids[:3])
+        expected = reference(model, inputs[:3], beside)
         model = model.half()
-        ours(model, ids, expected)
+        ours(model, inputs, beside, expected)
         device = model.cuda()
         for mode in given.peers.split(",") if given.peers else ():
-            peer(device, mode, ids, expected)
+            peer(device, mode, inputs, beside, expected)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--model", choices=("bert", "packed", "vit", "resnet"), default="bert")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--calls", type=int, default=300)
@@ -103,37 +127,40 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def reference(model: torch.nn.Module, ids: np.ndarray[Any, Any]) -> list[list[np.ndarray[Any, Any]]]:
+def reference(model: torch.nn.Module, inputs: Array, beside: tuple[Array, ...]) -> list[list[Array]]:
     """The results in float32."""
     device = model.cuda()
-    found = [device(torch.from_numpy(row).cuda(), torch.ones_like(torch.from_numpy(row)).cuda()) for row in ids]
+    found = [device(*map(wide, (row, *beside))) for row in inputs]
     model.cpu()
     return [[y.cpu().numpy() for y in row] for row in found]
 
 
-def ours(model: torch.nn.Module, ids: np.ndarray[Any, Any], expected: Any) -> None:
+def wide(array: Array) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array).cuda()
+
+
+def ours(model: torch.nn.Module, inputs: Array, beside: tuple[Array, ...], expected: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, plan = Path(folder) / "model.onnx", Path(folder) / "plan.hjg"
-        example = torch.from_numpy(ids[0])
-        torch.onnx.export(model, (example, torch.ones_like(example)), path, dynamo=True, external_data=True)
+        example = tuple(map(torch.from_numpy, (inputs[0], *beside)))
+        torch.onnx.export(model, example, path, dynamo=True, external_data=True)
         begun = time.perf_counter()
         compile_model(path, plan, targets=(target(),), kind="function", portable=False)
         say("compile", seconds=round(time.perf_counter() - begun, 1))
         begun = time.perf_counter()
         with hjgc.load(plan, device="cuda") as function:
-            mask = np.ones_like(ids[0])
             names = [port.name for port in function.inputs]
 
-            def call(row: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-                return list(function(dict(zip(names, (row, mask), strict=True))).values())
+            def call(row: Array) -> list[Array]:
+                return list(function(dict(zip(names, (row, *beside), strict=True))).values())
 
             loaded = time.perf_counter()
-            call(ids[0])
+            call(inputs[0])
             say("hjgc, first call", milliseconds=round(1e3 * (time.perf_counter() - loaded), 3),
                 load_seconds=round(loaded - begun, 2))  # fmt: skip
-            say("hjgc, launch by launch", **timed(call, ids), **apart(call, ids, expected))
+            say("hjgc, launch by launch", **timed(call, inputs), **apart(call, inputs, expected))
             function.wait_captured(60)
-            say("hjgc", **timed(call, ids), **apart(call, ids, expected))
+            say("hjgc", **timed(call, inputs), **apart(call, inputs, expected))
             say("hjgc, on the device", milliseconds=on_device(function))
             report = function.report()
             kinds = [entry["kind"] for entry in report["segments"]]
@@ -156,51 +183,51 @@ def on_device(function: Any) -> float:
     return round(float(np.median(times)), 4)
 
 
-def peer(model: torch.nn.Module, mode: str, ids: np.ndarray[Any, Any], expected: Any) -> None:
+def peer(model: torch.nn.Module, mode: str, inputs: Array, beside: tuple[Array, ...], expected: Any) -> None:
     torch.compiler.reset()
     ready: Any = model if mode == "eager" else torch.compile(model, mode=mode)
-    mask = torch.ones_like(torch.from_numpy(ids[0])).cuda()
+    fixed = [torch.from_numpy(array).cuda() for array in beside]
 
-    def call(row: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    def call(row: Array) -> list[Array]:
         torch.compiler.cudagraph_mark_step_begin()
-        found = ready(torch.from_numpy(row).cuda(non_blocking=True), mask)
+        found = ready(torch.from_numpy(row).cuda(non_blocking=True), *fixed)
         return [y.cpu().numpy() for y in found]
 
     begun = time.perf_counter()
-    for row in ids[:5]:
+    for row in inputs[:5]:
         call(row)
     say(f"torch {mode}, first calls", seconds=round(time.perf_counter() - begun, 1))
-    say(f"torch {mode}", **timed(call, ids), **apart(call, ids, expected))
-    row = torch.from_numpy(ids[0]).cuda()
+    say(f"torch {mode}", **timed(call, inputs), **apart(call, inputs, expected))
+    row = torch.from_numpy(inputs[0]).cuda()
     times: list[float] = []
     for _ in range(100):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.compiler.cudagraph_mark_step_begin()
         start.record()
-        ready(row, mask)
+        ready(row, *fixed)
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
     say(f"torch {mode}, on the device", milliseconds=round(float(np.median(times)), 4))
 
 
-def timed(call: Call, ids: np.ndarray[Any, Any]) -> dict[str, float]:
+def timed(call: Call, inputs: Array) -> dict[str, float]:
     """Milliseconds of calls one after the other."""
-    for row in ids[:WARM]:
+    for row in inputs[:WARM]:
         call(row)
     times: list[float] = []
-    for row in ids:
+    for row in inputs:
         begun = time.perf_counter()
         call(row)
         times.append(1e3 * (time.perf_counter() - begun))
     return {"median": round(float(np.median(times)), 4), "p99": round(float(np.percentile(times, 99)), 4)}
 
 
-def apart(call: Call, ids: np.ndarray[Any, Any], expected: Any) -> dict[str, float]:
+def apart(call: Call, inputs: Array, expected: Any) -> dict[str, float]:
     """The largest difference from float32, over all results."""
     differences = [
         float(np.abs(np.asarray(y, np.float32) - want).max())
-        for row, wanted in zip(ids, expected, strict=False)
+        for row, wanted in zip(inputs, expected, strict=False)
         for y, want in zip(call(row), wanted, strict=True)
     ]
     return {"apart": round(max(differences), 5)}

@@ -54,7 +54,8 @@ def _choice(step: Step, weights: Tensor) -> Step | None:
     """The step over wide weights, if it only chooses between them and numbers."""
     inputs, node = expression_of(step)
     place = next(i for i, tensor in enumerate(inputs) if buffer_of(tensor) == buffer_of(weights))
-    chosen = _chosen(node, place, step.operands["y0"].dtype)
+    dtype = step.operands["y0"].dtype
+    chosen = _chosen(node, place, dtype) if dtype in HALVES else None
     if chosen is None:
         return None
     operands = step.operands | {f"x{place}": _wide(inputs[place]), "y0": _wide(step.operands["y0"])}

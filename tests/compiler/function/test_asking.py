@@ -42,6 +42,7 @@ def compiled(text: str, folder: Path, **large: int) -> Plan:
     plan = compile_model(path, folder / "plan.hjg", targets=("cpu",), kind="function").plan
     feed: dict[str, Any] = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
     feed |= {"go": np.array(True)} if "bool go" in text else {}
+    feed |= {"shape": np.array([2, 6])} if "shape)" in text else {}
     (wanted,) = ort.InferenceSession(str(path)).run(None, feed)
     with hjgc.load(folder / "plan.hjg", device="cpu") as function:
         (found,) = function(feed).values()
@@ -56,6 +57,23 @@ def ops(plan: Plan) -> list[str]:
 @pytest.mark.parametrize("text", [BETWEEN, BRANCH])
 def test_launches_lie_on_both_sides_of_an_island_whose_result_onnx_cannot_tell(text: str, tmp_path: Path) -> None:
     assert ops(compiled(text, tmp_path)) == ["elementwise", "island", "elementwise"]
+
+
+UNRANKED = {
+    "reshaped": "e = Reshape(q, shape) y = Relu(e)",
+    "branches": """e = If(go) <
+        then_branch = yes () => (u) { u = com.microsoft.QuickGelu(r) },
+        else_branch = no () => (v) { k = com.microsoft.QuickGelu(r) v = ReduceSum <keepdims = 0> (k) }
+    > y = Relu(e)""",
+}
+
+
+@pytest.mark.parametrize("how", UNRANKED)
+def test_what_has_no_rank_that_is_known_is_not_taken_for_one_number(how: str, tmp_path: Path) -> None:
+    text = f"""unranked (float[N,4] x, bool go, int64[K] shape) => (y) {{
+        r = Exp(x) q = com.microsoft.QuickGelu(r) {UNRANKED[how]}
+    }}"""
+    compiled(text, tmp_path)
 
 
 def test_weights_that_are_large_are_not_needed_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,10 @@ def test_norms_of_sums_which_are_results_too(op: str, bias: bool) -> None:
     native(op, x, skip, *affine, *more, outputs=("y", "", "", "total"))
 
 
+def test_a_sum_wider_than_its_rows_is_an_island() -> None:
+    island("SkipLayerNormalization", some(1, ROWS, WIDTH), some(BATCH, ROWS, WIDTH), some(WIDTH), some(WIDTH))
+
+
 def test_a_norm_without_a_mean_under_either_name() -> None:
     x, gain = some(BATCH, ROWS, WIDTH), some(WIDTH)
     assert check_native("SimplifiedLayerNormalization", [x, gain], opset=20, axis=-1) == ["layer_norm"]
@@ -91,15 +95,13 @@ def test_embeddings_of_tokens_places_and_segments(segments: bool, named: bool) -
     ids = np.array([[1, 4, 2], [0, 3, 3]], np.int32)
     tables = some(6, WIDTH), some(9, WIDTH) / 2, some(2, WIDTH) / 3
     inputs: list[Array | None] = [ids, ids % 2 if segments else None, *tables, some(WIDTH), some(WIDTH)]
-    if not segments:
-        inputs[4] = None
     if named:
         inputs += [None, np.array([[5, 1, 0], [8, 2, 2]], np.int32)]
     native("EmbedLayerNormalization", *inputs, outputs=("y", ""))
 
 
 def test_an_embedding_says_how_long_sequences_are() -> None:
-    ids, seen = np.array([[1, 4, 2], [3, 0, 0]], np.int32), np.array([[1, 1, 1], [1, 0, 0]], np.int32)
+    ids, seen = np.array([[1, 4, 2], [3, 0, 0]], np.int32), np.array([[1, 1, 1], [1, 0, 2]], np.int32)
     tables: list[Array | None] = [some(6, WIDTH), some(9, WIDTH), None, some(WIDTH), some(WIDTH)]
     native("EmbedLayerNormalization", ids, None, *tables, seen, outputs=("y", "lengths", "total"))
     native("EmbedLayerNormalization", ids, None, *tables, outputs=("y", "lengths"))
@@ -108,7 +110,8 @@ def test_an_embedding_says_how_long_sequences_are() -> None:
 MASKS: dict[str, Array | None] = {
     "none": None,
     "lengths": np.array([ROWS, 3], np.int32),
-    "keys": np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 0]], np.int32),
+    "keys": np.array([[1, 1, 2, 1, 1], [0, 1, 1, 1, -1]], np.int32),
+    "none of a sequence": np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.int32),
     "keys of each query": np.tril(np.ones((BATCH, ROWS, ROWS), np.int32)),
 }
 
@@ -125,6 +128,13 @@ def test_attention_that_sees_what_lies_before_or_has_narrow_values() -> None:
     native("Attention", x, weight, bias, num_heads=HEADS, unidirectional=1)
     narrow = [WIDTH, WIDTH, WIDTH // 2]
     native("Attention", x, weight[:, : sum(narrow)], bias[: sum(narrow)], num_heads=HEADS, qkv_hidden_sizes=narrow)
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(KEYS, KEYS), (ROWS, KEYS), (1, KEYS)])
+def test_rows_that_see_what_lies_before_are_as_many_as_keys(rows: int, keys: int) -> None:
+    inputs = some(BATCH, rows, WIDTH), some(BATCH, keys, WIDTH), some(BATCH, keys, WIDTH) / 2
+    check = native if rows == keys else island
+    check("MultiHeadAttention", *inputs, num_heads=HEADS, unidirectional=1)
 
 
 def test_attention_with_keys_of_before_is_an_island() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -92,3 +93,18 @@ def test_weights_that_only_a_product_reads_are_not_rounded(nodes: Nodes, dtype: 
 def test_what_others_see_or_what_is_computed_of_them_is(nodes: Nodes, outputs: str) -> None:
     _, _, written = run(nodes, "float16", outputs)
     assert written["softmax"] == written["matmul"] == "float16"
+
+
+@pytest.mark.parametrize(("kind", "number", "dtype"), [(7, 100, np.int64), (6, 100, np.int32), (11, 1e302, np.float64)])
+def test_weights_that_become_another_kind_of_number_are_converted(kind: int, number: float, dtype: Any) -> None:
+    name = {np.int64: "int64", np.int32: "int32", np.float64: "double"}[dtype]
+    ends = f"(float16[5,5] x, {name}[5,3] v) => ({name}[5,3] y)"
+    text = f"cast {ends} {{ p = Softmax(x) w = Cast<to={kind}>(p) y = MatMul(w,v) }}"
+    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]>\n' + text)
+    x, v = np.random.default_rng(0).standard_normal((5, 5)).astype(np.float16), np.full((5, 3), number, dtype)
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x, "v": v})
+    prepared = Backend.prepare(model)
+    try:
+        np.testing.assert_allclose(prepared.run([x, v])[0], np.asarray(wanted), rtol=1e-3)
+    finally:
+        prepared.close()
