@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hjgc.compiler.function.fusion.flow import Flow, Workshop, buffer_of, expression_of, joined_nodes
+from hjgc.compiler.function.fusion.flow import Flow, Workshop, expression_of, joined_nodes
 from hjgc.compiler.function.fusion.layout import Layout, contiguous
 from hjgc.compiler.kernels.declaration import DTYPES
 from hjgc.compiler.program import Step, Tensor
@@ -71,16 +71,7 @@ def fuse_attention(flow: Flow, workshop: Workshop) -> Iterable[Step]:
     for number, step in enumerate(flow.steps):
         if step.op in ("matmul", "scaled_attention"):
             _fuse(flow, workshop, number, renamed)
-    return [_reading(step, renamed, workshop) for step in flow.result()]
-
-
-def _reading(step: Step, renamed: dict[str, Tensor], workshop: Workshop) -> Step:
-    """The step with views of the new buffers where it read the old."""
-    operands = {
-        role: workshop.view(renamed[buffer_of(x)], x.shape) if x.space == "buffer" and buffer_of(x) in renamed else x
-        for role, x in step.operands.items()
-    }
-    return replace(step, operands=operands)
+    return [workshop.reading(step, renamed) for step in flow.result()]
 
 
 def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor]) -> None:

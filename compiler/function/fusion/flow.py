@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from hjgc.compiler.function.choice import Limits, choose_tensor
@@ -15,6 +15,7 @@ from hjgc.plan_format.elementwise import Node, parse
 from hjgc.plan_format.errors import CompileError
 from hjgc.plan_format.ops import all_ops
 from hjgc.plan_format.ops.declaration import TensorType, split_roles
+from hjgc.plan_format.ops.shapes import numbers
 from hjgc.plan_format.sizes import Expression
 
 FIRST = 2
@@ -91,8 +92,20 @@ class Workshop:
         """The tensor in another shape."""
         if tuple(shape) == tuple(tensor.shape):
             return tensor
+        if tensor.space != "buffer":
+            whole = numbers(shape)
+            assert whole is not None, "weights and constants have numbers for sizes"
+            return self.tables.reshaped(tensor, whole)
         base = buffer_of(tensor)
         return replace(tensor, name=self.name(f"{base}.view"), shape=tuple(shape), base=base)
+
+    def reading(self, step: Step, renamed: Mapping[str, Tensor]) -> Step:
+        """The step with views of new buffers where it read the old."""
+        operands = {
+            role: self.view(renamed[buffer_of(x)], x.shape) if x.space == "buffer" and buffer_of(x) in renamed else x
+            for role, x in step.operands.items()
+        }
+        return replace(step, operands=operands)
 
     def has_kernels(self, step: Step) -> bool:
         """Is it a step that its op allows, and can every target run it?"""

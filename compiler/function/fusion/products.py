@@ -2,37 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from hjgc.compiler.function.fusion.flow import FIRST, Flow, Workshop, buffer_of, expression_of, joined_nodes
 from hjgc.compiler.program import Step, Tensor
+from hjgc.plan_format import dims
 from hjgc.plan_format.elementwise import Call, Node, Number, Operand, spell, substituted
+from hjgc.plan_format.sizes import Expression
 from hjgc.plan_format.structs import Attribute
 
 
 def fuse_products(flow: Flow, workshop: Workshop) -> Iterable[Step]:
-    """matmul -> elementwise of the same shape, which alone reads it, becomes matmul_map."""
+    """matmul -> elementwise of the same elements, which alone reads it, becomes matmul_map."""
+    renamed: dict[str, Tensor] = {}
     for number, step in enumerate(flow.steps):
         if step.op == "elementwise":
-            _fuse(flow, workshop, number)
-    return flow.result()
+            _fuse(flow, workshop, number, renamed)
+    return [workshop.reading(step, renamed) for step in flow.result()]
 
 
-def _fuse(flow: Flow, workshop: Workshop, number: int) -> None:
+def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor]) -> None:
     made = flow.steps[number]
     for tensor in made.operands.values():
         place = flow.maker(tensor, "matmul")
         if place is None or not flow.is_free(place) or not flow.only_read_by(tensor, number):
             continue
-        again = [x for x in made.operands.values() if x != tensor and buffer_of(x) == tensor.name]
-        if tensor.base or tensor.shape != made.operands["y0"].shape or again:
+        again = [x for x in made.operands.values() if x != tensor and buffer_of(x) == buffer_of(tensor)]
+        if tensor.shape != made.operands["y0"].shape or again:
             continue
-        fused = _matmul_map(flow.steps[place], made, tensor)
+        product = flow.steps[place]
+        old, whole = made.operands["y0"], product.operands["y0"]
+        if tensor.base:
+            reshaped = None if flow.is_kept(old) else _in_its_shape(workshop, made, tensor, whole)
+            if reshaped is None:
+                continue
+            made = reshaped
+        fused = _matmul_map(product, made, whole)
         if workshop.has_kernels(fused):
+            if tensor.base:
+                renamed[old.name] = fused.operands["y0"]
             flow.drop(place)
             flow.put(number, fused)
             return
+        made = flow.steps[number]
+
+
+def _in_its_shape(workshop: Workshop, made: Step, view: Tensor, whole: Tensor) -> Step | None:
+    """The step with the product as it is in place of a view of it, and all else in a shape that fits; None where an
+    operand goes along a part of an axis of the product's."""
+    groups = _groups(view.shape, whole.shape)
+    if groups is None:
+        return None
+    operands = {"y0": workshop.buffer(made.operands["y0"], whole.shape)}
+    for role in sorted(made.operands.keys() - {"y0"}):
+        x = made.operands[role]
+        shape = whole.shape if x == view else _along(x.shape, view.shape, groups, whole.shape)
+        if shape is None:
+            return None
+        operands[role] = whole if x == view else workshop.view(x, shape)
+    return replace(made, operands=operands)
+
+
+def _groups(shape: Sequence[Expression], whole: Sequence[Expression]) -> list[list[int]] | None:
+    """Which axes of a view make up each axis of the whole; None where one holds a part of one."""
+    left, groups = list(range(len(shape))), list[list[int]]()
+    for axis in whole:
+        taken, total = list[int](), dims.canonical(1)
+        while total != dims.canonical(axis) and left:
+            taken.append(left.pop(0))
+            total = dims.mul(total, shape[taken[-1]])
+        if total != dims.canonical(axis):
+            return None
+        groups.append(taken)
+    if not groups or any(shape[i] != 1 for i in left):
+        return None
+    groups[-1] += left
+    return groups
+
+
+def _along(
+    own: Sequence[Expression], view: Sequence[Expression], groups: Sequence[Sequence[int]], whole: Sequence[Expression]
+) -> tuple[Expression, ...] | None:
+    """The shape of an operand beside the whole, which had `own` beside the view."""
+    axes = [*[1] * (len(view) - len(own)), *own]
+    found: list[Expression] = []
+    for group, size in zip(groups, whole, strict=True):
+        if all(axes[i] == 1 for i in group):
+            found.append(1)
+        elif all(axes[i] == view[i] for i in group):
+            found.append(size)
+        else:
+            return None
+    return tuple(found)
 
 
 def _matmul_map(product: Step, made: Step, result: Tensor) -> Step:

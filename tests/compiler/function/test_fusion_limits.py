@@ -206,3 +206,37 @@ def test_numbers_that_are_computed_of_numbers_are_seen(tmp_path: Path) -> None:
 def test_one_place_that_is_known_is_a_slice(index: Any, tmp_path: Path) -> None:
     nodes: list[Node] = [("Gather", ["x", "index"], "y", {"axis": 1}), ("Softmax", ["y"], "out")]
     assert ops_of(tmp_path, nodes, {"x": made(4, 3, 5)}, {"index": np.array(index)}, ["out"])[0] == "slice"
+
+
+BESIDE: dict[str, tuple[tuple[int, ...], bool]] = {
+    "of each row": ((8, 1, 1), True),
+    "of each row, with an axis before": ((1, 8, 1, 1), True),
+    "of each element": ((1, 8, 3, 5), True),
+    "of each column": ((3, 5), True),
+    "of all": ((), True),
+    "of a part of the columns": ((3, 1), False),
+    "of the other part": ((5,), False),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("constant", [False, True])
+def test_what_is_made_of_a_view_of_a_product_is_made_by_it(beside: str, constant: bool, tmp_path: Path) -> None:
+    shape, fused = BESIDE[beside]
+    nodes: list[Node] = [
+        ("MatMul", ["w", "x"], "p"), ("Reshape", ["p", "image"], "i"), ("Mul", ["i", "f"], "m"), ("Relu", ["m"], "r"),
+        ("Softmax", ["r"], "s", {"axis": -1}), ("Add", ["s", "r"], "out"),
+    ]  # fmt: skip
+    feed, weights = {"x": made(1, 6, 15)}, {"w": made(8, 6), "image": np.array([1, 8, 3, 5])}
+    (weights if constant else feed)["f"] = made(*shape)
+    ops = ops_of(tmp_path, nodes, feed, weights, ["out"])
+    first = ["matmul_map"] if fused else ["matmul", "elementwise"]
+    assert ops == [*first, "softmax", "elementwise"]
+
+
+def test_a_result_is_not_made_in_another_shape_than_its_own(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        ("MatMul", ["w", "x"], "p"), ("Reshape", ["p", "image"], "i"), ("Relu", ["i"], "out")
+    ]  # fmt: skip
+    weights = {"w": made(8, 6), "image": np.array([1, 8, 3, 5])}
+    assert ops_of(tmp_path, nodes, {"x": made(1, 6, 15)}, weights, ["out"]) == ["matmul", "elementwise"]
