@@ -87,10 +87,13 @@ class Vision(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model = model.eval()
-        for buffer in self.model.buffers():  # a batch norm's moments, as if it had been trained
-            if buffer.is_floating_point():
-                torch.nn.init.uniform_(buffer, 0.5, 1.5)
+        self.model = model
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None  # the moments of what it has seen
+        if norms:
+            model.train()(pixel_values=torch.randn(4, 3, 224, 224))
+        model.eval()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.model(pixel_values=pixel_values)

@@ -23,7 +23,7 @@ RANDOM = np.random.default_rng(7)
 
 
 def made(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
-    return (RANDOM.standard_normal(shape) * 0.5).astype(dtype)
+    return np.asarray(RANDOM.standard_normal(shape) * 0.5, dtype)
 
 
 def ops_of(folder: Path, nodes: Sequence[Node], feed: Feed, weights: Feed, outputs: Sequence[str]) -> list[str]:
