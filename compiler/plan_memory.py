@@ -7,6 +7,7 @@ Buffers are placed largest first, each at the lowest offset where nothing that l
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hjgc.compiler.program import Program, Tensor
@@ -29,7 +30,8 @@ def plan_memory(program: Program) -> MemoryPlan:
     """Offsets for every activation of a phase, at the largest size of its range. The result is checked."""
     ranges = {size.name: (size.low, size.high) for size in program.sizes}
     spans = _lifetimes(program)
-    wanted = [_buffer(*span, ranges) for span in spans.values() if not span[0].base]
+    needs = _needs((tensor for tensor, _, _ in spans.values()), ranges)
+    wanted = [_buffer(*span, needs[span[0].name]) for span in spans.values() if not span[0].base]
     placed: list[Buffer] = []
     for buffer in sorted(wanted, key=lambda b: (-b.bytes, b.first, b.name)):
         placed.append(_place(buffer, placed))
@@ -84,8 +86,18 @@ def _lifetimes(program: Program) -> dict[str, tuple[Tensor, int, int]]:
     return spans
 
 
-def _buffer(tensor: Tensor, first: int, last: int, ranges: dict[str, tuple[int, int]]) -> Buffer:
-    need = math.prod(sizes.bounds(axis, ranges)[1] for axis in tensor.shape) * ITEM_BYTES[tensor.dtype]
+def _needs(tensors: Iterable[Tensor], ranges: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Bytes of each owner. A view has as many elements, but its axes may be bounded less closely: (a - 2) * (b - 2)
+    multiplied out is."""
+    found: dict[str, int] = {}
+    for tensor in tensors:
+        owner = tensor.base or tensor.name
+        need = math.prod(sizes.bounds(axis, ranges)[1] for axis in tensor.shape) * ITEM_BYTES[tensor.dtype]
+        found[owner] = max(need, found.get(owner, 0))
+    return found
+
+
+def _buffer(tensor: Tensor, first: int, last: int, need: int) -> Buffer:
     return Buffer(tensor.name, tensor.dtype, tensor.shape, 0, -(-need // ALIGNMENT) * ALIGNMENT, first, last)
 
 

@@ -13,8 +13,12 @@ from hjgc.plan_format import dims
 from hjgc.plan_format.elementwise import FLOATS
 from hjgc.plan_format.ops.declaration import TensorType
 from hjgc.plan_format.ops.shapes import numbers
-from hjgc.plan_format.sizes import Expression
+from hjgc.plan_format.ops.windows import check_windows
+from hjgc.plan_format.sizes import MAX_PARTS, Expression, walk
 from hjgc.plan_format.structs import Attribute
+
+MOST_PARTS = MAX_PARTS // 2
+"""Of how many elements windows see, so that what kernels are told of them has fewer than a plan may hold."""
 
 
 def _windows(node: Lowering, x: Tensor, kernel: Sequence[int]) -> dict[str, Attribute]:
@@ -101,6 +105,7 @@ def _seen(
     """What each window sees; `outside`: the number in its pads."""
     pads, whole = windows["pads"], numbers(kernel)
     assert isinstance(pads, tuple) and whole is not None
+    check_windows(windows, len(whole), whole)
     if any(pads):
         before = (0, 0, *map(int, pads[: len(whole)]))
         after = (0, 0, *map(int, pads[len(whole) :]))
@@ -110,7 +115,10 @@ def _seen(
     attributes = {name: windows[name] for name in ("strides", "dilations")}
     if set(whole) == {1} and windows["strides"] == (1,) * len(whole):
         return node.view(x, (*x.shape[:2], *whole, *x.shape[2:]))
-    return node.emit("unfold", [x], {"kernel": whole, **attributes})
+    seen = node.emit("unfold", [x], {"kernel": whole, **attributes})
+    if sum(1 for _ in walk(dims.product(seen.shape))) > MOST_PARTS:
+        raise node.refuse("its open axes multiply to sizes of too many parts")
+    return seen
 
 
 @lowers("ConvTranspose")

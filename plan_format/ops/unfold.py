@@ -8,7 +8,7 @@ from typing import Any
 from hjgc.plan_format.ops.declaration import TensorType, Types, tensor_op
 from hjgc.plan_format.ops.indexing import moved
 from hjgc.plan_format.ops.shapes import one
-from hjgc.plan_format.ops.windows import check_fit, check_windows, counts
+from hjgc.plan_format.ops.windows import check_fit, check_windows, counts, unfolded
 
 
 def infer(inputs: Types, outputs: Sequence[TensorType], attributes: Mapping[str, Any]) -> tuple[TensorType]:
@@ -34,12 +34,11 @@ def reference(
 ) -> None:
     """Raises IndexError where a window does not fit."""
     axes = len(kernel)
-    check_fit(inputs[0], kernel, {"strides": strides, "dilations": dilations, "pads": (0,) * 2 * axes})
-    x = moved(inputs[0])
-    for i, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        x = x.unfold(2 + i, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    windows = {"strides": strides, "dilations": dilations, "pads": (0,) * 2 * axes}
+    check_fit(inputs[0], kernel, windows)
+    flat = unfolded(moved(inputs[0]), kernel, windows)
     order = (0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
-    moved(outputs[0]).copy_(x.permute(order))
+    moved(outputs[0]).copy_(flat.unflatten(-1, kernel).permute(order))
 
 
 OP = tensor_op(

@@ -144,10 +144,17 @@ def test_maxima_go_back_to_their_places() -> None:
     assert launches == ["fill", "scatter_elements"]
 
 
-def for_a_gpu(op: str, inputs: list[Any], folder: Path, shapes: Any = None, **attributes: Any) -> list[str]:
+def for_a_gpu(
+    op: str, inputs: list[Any], folder: Path, shapes: Any = None, *, least: int = 3, **attributes: Any
+) -> list[str]:
     """The launches for one, without copies into results, once they give ONNX Runtime's numbers."""
     model = model_of(op, inputs, shapes=shapes, constants=range(1, len(inputs)), opset=20, **attributes)
-    sizes = {axis: (1, 16) for shape in (shapes or {}).values() for axis in shape if isinstance(axis, str)}
+    sizes = {
+        axis: (1 if axis == "n" else least, 64)
+        for shape in (shapes or {}).values()
+        for axis in shape
+        if isinstance(axis, str)
+    }
     ops = checked(model, {"x0": inputs[0]}, folder, sizes=sizes or None)
     return ops[:-1] if ops[-1] == "elementwise" else ops
 
@@ -179,6 +186,22 @@ def test_for_a_gpu_filters_of_one_channel_each_and_images_of_any_size(tmp_path: 
     inputs = [some(1, 4, 7, 6), some(4, 1, 3, 3), some(4)]
     found = for_a_gpu("Conv", inputs, tmp_path, {0: (1, 4, "h", "w")}, group=4, pads=[1] * 4)
     assert found == ["pad", "unfold", "matmul"]
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(("op", "more"), [("Conv", {}), ("MaxPool", {"kernel_shape": [3, 3]})])
+def test_for_a_gpu_images_of_any_size_without_pads(op: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """How many windows there are, multiplied out, has wider bounds than along each axis."""
+    inputs = [some(1, 3, 17, 18), some(4, 3, 3, 3)][: 2 if op == "Conv" else 1]
+    assert "unfold" in for_a_gpu(op, inputs, tmp_path, {0: (1, 3, "h", "w")}, least=16, **more)
+
+
+@pytest.mark.usefixtures("nothing_built")
+def test_for_a_gpu_sizes_of_too_many_parts_are_an_island(tmp_path: Path) -> None:
+    shapes = {0: ("n", 1, "a", "b", "c")}
+    attributes = {"strides": [3, 1, 1], "pads": [2, 0, 2, 0, 5, 5]}
+    inputs = [some(2, 1, 5, 6, 7), some(3, 1, 1, 3, 1), some(3)]
+    assert for_a_gpu("Conv", inputs, tmp_path, shapes, **attributes) == ["island"]
 
 
 @pytest.mark.usefixtures("nothing_built")
