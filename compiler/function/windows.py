@@ -13,7 +13,7 @@ from hjgc.plan_format import dims
 from hjgc.plan_format.elementwise import FLOATS
 from hjgc.plan_format.ops.declaration import TensorType
 from hjgc.plan_format.ops.shapes import numbers
-from hjgc.plan_format.ops.windows import check_windows
+from hjgc.plan_format.ops.windows import check_windows, counts
 from hjgc.plan_format.sizes import MAX_PARTS, Expression, walk
 from hjgc.plan_format.structs import Attribute
 
@@ -83,8 +83,8 @@ def _by_product(node: Lowering, x: Tensor, weight: Tensor, windows: dict[str, At
         raise node.refuse(f"its filters are not those of {groups} groups")
     bias, batch = node.optional(2), x.shape[0]
     seen = _seen(node, x, kernel, windows, 0.0)
-    counts = seen.shape[2 + len(kernel) :]
-    depth, across = dims.mul(each, dims.product(kernel)), dims.product(counts)
+    places = seen.shape[2 + len(kernel) :]
+    depth, across = dims.mul(each, dims.product(kernel)), dims.product(places)
     split = () if groups == 1 else (groups,)
     seen = node.view(seen, (batch, *split, depth, across))
     added = None if bias is None else node.view(bias, (*split, parts, 1))
@@ -95,20 +95,39 @@ def _by_product(node: Lowering, x: Tensor, weight: Tensor, windows: dict[str, At
         )
         made = node.emit("matmul", [matrices, seen, added], product())
         apart = node.view(made, (groups, parts, batch, across))
-        return node.view(node.emit("transpose", [apart], {"axes": (2, 0, 1, 3)}), (batch, filters, *counts))
-    return node.view(node.emit("matmul", [matrices, seen, added], product()), (batch, filters, *counts))
+        return node.view(node.emit("transpose", [apart], {"axes": (2, 0, 1, 3)}), (batch, filters, *places))
+    return node.view(node.emit("matmul", [matrices, seen, added], product()), (batch, filters, *places))
+
+
+def _ints(windows: dict[str, Attribute], name: str) -> tuple[int, ...]:
+    found = windows[name]
+    assert isinstance(found, tuple), "as the op declares it"
+    return tuple(int(number) for number in found)
+
+
+def _reached(node: Lowering, x: Tensor, windows: dict[str, Attribute]) -> tuple[int, ...]:
+    """The pads of windows of which the last may lie inside partly: behind, as far as it reaches."""
+    kernel, strides, dilations, pads = (_ints(windows, name) for name in ("kernel", "strides", "dilations", "pads"))
+    found, spatial = numbers(counts(x.shape[2:], kernel, windows, up=True)), numbers(x.shape[2:])
+    if found is None or spatial is None:
+        raise node.refuse("how far its windows reach depends on a size")
+    before = pads[: len(kernel)]
+    extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    ends = [(count - 1) * stride + extent for count, stride, extent in zip(found, strides, extents, strict=True)]
+    behind = [max(0, end - low - size) for end, low, size in zip(ends, before, spatial, strict=True)]
+    return (*before, *behind)
 
 
 def _seen(
     node: Lowering, x: Tensor, kernel: Sequence[Expression], windows: dict[str, Attribute], outside: float
 ) -> Tensor:
     """What each window sees; `outside`: the number in its pads."""
-    pads, whole = windows["pads"], numbers(kernel)
-    assert isinstance(pads, tuple) and whole is not None
+    pads, whole = _ints(windows, "pads"), numbers(kernel)
+    assert whole is not None, "as many as there are filters or windows"
     check_windows(windows, len(whole), whole)
     if any(pads):
-        before = (0, 0, *map(int, pads[: len(whole)]))
-        after = (0, 0, *map(int, pads[len(whole) :]))
+        before = (0, 0, *pads[: len(whole)])
+        after = (0, 0, *pads[len(whole) :])
         shape = [dims.add(axis, low + high) for axis, low, high in zip(x.shape, before, after, strict=True)]
         value = None if outside == 0 else filled(node, x.dtype, outside, (1,))
         x = node.emit("pad", [x, value], {"mode": "constant", "before": before}, [TensorType(x.dtype, tuple(shape))])
@@ -190,17 +209,18 @@ def _pool(node: Lowering, kind: str, *, power: int = 1) -> Tensor:
 
 def _by_reduction(node: Lowering, x: Tensor, attributes: dict[str, Attribute]) -> Tensor:
     """What each window sees, reduced. Where windows end in the pads, all pads count or none does."""
-    kind, kernel = attributes["kind"], attributes["kernel"]
-    assert isinstance(kernel, tuple) and isinstance(attributes["pads"], tuple)
-    if attributes["up"] or kind not in ("max", "average") or x.dtype not in FLOATS:
+    kind, kernel = attributes["kind"], _ints(attributes, "kernel")
+    if kind not in ("max", "average") or (attributes["up"] and kind != "max") or x.dtype not in FLOATS:
         raise node.refuse("no kernel pools like that")
-    if kind == "average" and any(attributes["pads"]) and not attributes["count_pads"]:
+    if attributes["up"]:
+        attributes = {**attributes, "pads": _reached(node, x, attributes)}
+    if kind == "average" and any(_ints(attributes, "pads")) and not attributes["count_pads"]:
         raise node.refuse("no kernel counts what a window sees")
-    seen = _seen(node, x, [int(size) for size in kernel], attributes, -math.inf if kind == "max" else 0.0)
-    counts = seen.shape[2 + len(kernel) :]
-    rows = node.view(seen, (*x.shape[:2], math.prod(map(int, kernel)), dims.product(counts)))
+    seen = _seen(node, x, kernel, attributes, -math.inf if kind == "max" else 0.0)
+    places = seen.shape[2 + len(kernel) :]
+    rows = node.view(seen, (*x.shape[:2], math.prod(kernel), dims.product(places)))
     reduced = {"kind": "max" if kind == "max" else "mean", "axes": (2,), "keep": False}
-    return node.view(node.emit("reduce", [rows], reduced), (*x.shape[:2], *counts))
+    return node.view(node.emit("reduce", [rows], reduced), (*x.shape[:2], *places))
 
 
 @lowers("MaxPool")

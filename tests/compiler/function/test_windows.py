@@ -214,9 +214,23 @@ def test_for_a_gpu_pools_are_reductions(op: str, attributes: dict[str, Any], tmp
 
 
 @pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize("kernel", [[3, 2], [2, 3]])
+@pytest.mark.parametrize("more", [{}, {"pads": [0, 1, 1, 1]}, {"dilations": [2, 1]}])
+def test_for_a_gpu_the_last_window_may_lie_inside_partly(
+    kernel: list[int], more: dict[str, Any], tmp_path: Path
+) -> None:
+    attributes = {"kernel_shape": kernel, "strides": [2, 3], "ceil_mode": 1, **more}
+    assert "island" not in for_a_gpu("MaxPool", [some(2, 3, 8, 9)], tmp_path, **attributes)
+
+
+@pytest.mark.usefixtures("nothing_built")
 @pytest.mark.parametrize(
     ("op", "attributes"),
-    [("AveragePool", {"pads": [1, 1, 1, 1]}), ("MaxPool", {"ceil_mode": 1, "strides": [2, 2]}), ("LpPool", {"p": 2})],
+    [
+        ("AveragePool", {"pads": [1, 1, 1, 1]}),
+        ("AveragePool", {"ceil_mode": 1, "strides": [2, 2]}),
+        ("LpPool", {"p": 2}),
+    ],  # fmt: skip
 )
 def test_for_a_gpu_other_pools_are_islands(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
     assert for_a_gpu(op, [some(2, 4, 7, 7)], tmp_path, kernel_shape=[2, 2], **attributes) == ["island"]
