@@ -230,7 +230,7 @@ def test_for_a_gpu_the_last_window_may_lie_inside_partly(
         ("AveragePool", {"pads": [1, 1, 1, 1]}),
         ("AveragePool", {"ceil_mode": 1, "strides": [2, 2]}),
         ("LpPool", {"p": 2}),
-    ],  # fmt: skip
+    ],
 )
 def test_for_a_gpu_other_pools_are_islands(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
     assert for_a_gpu(op, [some(2, 4, 7, 7)], tmp_path, kernel_shape=[2, 2], **attributes) == ["island"]
