@@ -199,7 +199,7 @@ def test_for_a_gpu_images_of_any_size_without_pads(op: str, more: dict[str, Any]
 @pytest.mark.usefixtures("nothing_built")
 def test_for_a_gpu_sizes_of_too_many_parts_are_an_island(tmp_path: Path) -> None:
     shapes = {0: ("n", 1, "a", "b", "c")}
-    attributes = {"strides": [3, 1, 1], "pads": [2, 0, 2, 0, 5, 5]}
+    attributes: dict[str, Any] = {"strides": [3, 1, 1], "pads": [2, 0, 2, 0, 5, 5]}
     inputs = [some(2, 1, 5, 6, 7), some(3, 1, 1, 3, 1), some(3)]
     assert for_a_gpu("Conv", inputs, tmp_path, shapes, **attributes) == ["island"]
 
@@ -219,7 +219,7 @@ def test_for_a_gpu_pools_are_reductions(op: str, attributes: dict[str, Any], tmp
 def test_for_a_gpu_the_last_window_may_lie_inside_partly(
     kernel: list[int], more: dict[str, Any], tmp_path: Path
 ) -> None:
-    attributes = {"kernel_shape": kernel, "strides": [2, 3], "ceil_mode": 1, **more}
+    attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": [2, 3], "ceil_mode": 1, **more}
     assert "island" not in for_a_gpu("MaxPool", [some(2, 3, 8, 9)], tmp_path, **attributes)
 
 
