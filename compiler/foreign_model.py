@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from hjgc.compiler.foreign import Axes, Foreign
-from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, open_island, used_values
+from hjgc.compiler.function.islands import INSIDE_BYTES, MANY_NODES, SubModel, bare_model, open_island, used_values
 from hjgc.compiler.rules.rule import FLOATS, is_op, source_nodes
 from hjgc.compiler.tables import read_tensor
 from hjgc.plan_format.dtypes import DType
@@ -51,12 +51,8 @@ def foreign_model(
 ) -> tuple[SubModel, list[ir.Value]]:
     """The sub-model, and the weights that it takes behind the rows: those that are too large to lie in it. `batched`:
     rows come and go as the file has them, [1, tokens, H]."""
-    proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
-    for domain, version in sorted(model.opset_imports.items()):
-        if domain != "hjgc":
-            proto.opset_import.append(helper.make_opsetid(domain, version))
+    proto = bare_model(model, "island")
     graph, kind = proto.graph, PLAN_TYPES[dtype]
-    graph.name = "island"
     graph.initializer.append(helper.make_tensor(AXIS, TensorProto.INT64, [1], [0]))
     for value in foreign.inputs:
         shape = [1, "rows", None] if batched else ["rows", None]

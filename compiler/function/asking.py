@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from hjgc.compiler.function.islands import INSIDE_BYTES, used_values
+from hjgc.compiler.function.islands import INSIDE_BYTES, bare_model, used_values
 from hjgc.compiler.function.types import element_name
 
 DTYPES = {f"tensor({element_name(kind.value)})": kind for kind in ir.DataType if kind != ir.DataType.UNDEFINED}
@@ -33,11 +33,8 @@ def ask_onnx_runtime(model: ir.Model) -> None:
 
 def _question(model: ir.Model, wanted: Sequence[str]) -> bytes:
     """The model with these results, and its large weights as inputs."""
-    proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
-    for domain, version in sorted(model.opset_imports.items()):
-        proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    proto = bare_model(model, "types")
     graph = proto.graph
-    graph.name = "types"
     graph.node.extend(map(ir.serde.serialize_node, model.graph))
     graph.input.extend(map(ir.serde.serialize_value, model.graph.inputs))
     used = dict.fromkeys(value for node in model.graph for value in used_values(node))

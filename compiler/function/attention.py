@@ -80,9 +80,11 @@ def _attention_attributes(node: Lowering, query: Tensor) -> dict[str, bool | int
     precision = ir.DataType(node.integer("softmax_precision", ir.DataType.FLOAT))
     if precision in NARROW and query.dtype not in ("float16", "bfloat16"):
         raise node.refuse(f"its softmax is of {precision.name.lower()}, narrower than its operands")
-    wide = query.dtype == "float64" or precision == ir.DataType.DOUBLE
+    wide, scale = query.dtype == "float64" or precision == ir.DataType.DOUBLE, node.number("scale", 0.0)
+    if "scale" in node.node.attributes and not scale:
+        raise node.refuse("its scale is 0")
     return {
-        "scale": node.number("scale", 0.0) or default_scale(node, query.shape[3]),
+        "scale": scale or default_scale(node, query.shape[3]),
         "softcap": softcap,
         "causal": bool(node.integer("is_causal", 0)),
         "left": node.integer("left_window_size", -1),
@@ -93,8 +95,6 @@ def _attention_attributes(node: Lowering, query: Tensor) -> dict[str, bool | int
 
 
 def default_scale(node: Lowering, size: Expression) -> float:
-    if "scale" in node.node.attributes and node.node.op_type == "Attention" and not node.node.domain:
-        raise node.refuse("its scale is 0")
     if not isinstance(size, int) or size < 1:
         raise node.refuse("its scale depends on a size")
     return 1 / math.sqrt(size)

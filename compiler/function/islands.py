@@ -33,6 +33,8 @@ INSIDE_BYTES = 1 << 20
 """Initializers up to this size lie inside the sub-model; larger ones are weights of the plan."""
 MOST_REASONS = 16
 """Of one island."""
+OWN_DOMAIN = "hjgc"
+"""Of operators that ONNX Runtime does not know."""
 IDLE = "hjgc/idle"
 BERNOULLI_NODES = 4
 """At least those that ONNX Runtime computes a Bernoulli by. It puts them behind all others of the graph; one draws."""
@@ -201,11 +203,8 @@ def build(
     nodes)`: does anybody but these nodes use it?"""
     members = [*group.helpers, *group.nodes]
     own = set(members)
-    proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
-    for domain, version in sorted(model.opset_imports.items()):
-        proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    proto = bare_model(model, "island")
     graph = proto.graph
-    graph.name = "island"
     graph.node.extend(map(ir.serde.serialize_node, members))
     inputs: list[ir.Value] = []
     for value in dict.fromkeys(value for node in members for value in used_values(node)):
@@ -225,6 +224,16 @@ def build(
     data = proto.SerializeToString(deterministic=True)
     inner = max((_seeds(list(graph)) for node in group.nodes for graph in _inner(node)), default=0)
     return SubModel(data, taken, given, names, places, _seeds(members), inner), inputs, outputs
+
+
+def bare_model(model: ir.Model, name: str) -> onnx.ModelProto:
+    """A model with an empty graph of that name, of the same operator sets."""
+    proto = onnx.ModelProto(ir_version=min(model.ir_version or 10, 11))
+    for domain, version in sorted(model.opset_imports.items()):
+        if domain != OWN_DOMAIN:
+            proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    proto.graph.name = name
+    return proto
 
 
 def _seeds(nodes: Sequence[ir.Node]) -> int:

@@ -17,6 +17,8 @@ from hjgc.plan_format.ops.windows import check_windows, counts
 from hjgc.plan_format.sizes import MAX_PARTS, Expression, walk
 from hjgc.plan_format.structs import Attribute
 
+MOST_SEEN = 1 << 26
+"""Elements that are held unfolded: of a ResNet-50 it is 2 million at most, of a VGG 29."""
 MOST_PARTS = MAX_PARTS // 2
 """Of how many elements windows see, so that what kernels are told of them has fewer than a plan may hold."""
 
@@ -135,8 +137,11 @@ def _seen(
     if set(whole) == {1} and windows["strides"] == (1,) * len(whole):
         return node.view(x, (*x.shape[:2], *whole, *x.shape[2:]))
     seen = node.emit("unfold", [x], {"kernel": whole, **attributes})
-    if sum(1 for _ in walk(dims.product(seen.shape))) > MOST_PARTS:
+    count = dims.product(seen.shape)
+    if sum(1 for _ in walk(count)) > MOST_PARTS:
         raise node.refuse("its open axes multiply to sizes of too many parts")
+    if node.context.limits(count)[1] > MOST_SEEN:
+        raise node.refuse(f"its windows see more than {MOST_SEEN} elements")
     return seen
 
 

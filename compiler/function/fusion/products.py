@@ -31,21 +31,17 @@ def _fuse(flow: Flow, workshop: Workshop, number: int, renamed: dict[str, Tensor
         again = [x for x in made.operands.values() if x != tensor and buffer_of(x) == buffer_of(tensor)]
         if tensor.shape != made.operands["y0"].shape or again:
             continue
-        product = flow.steps[place]
-        old, whole = made.operands["y0"], product.operands["y0"]
-        if tensor.base:
-            reshaped = None if flow.is_kept(old) else _in_its_shape(workshop, made, tensor, whole)
-            if reshaped is None:
-                continue
-            made = reshaped
-        fused = _matmul_map(product, made, whole)
-        if workshop.has_kernels(fused):
+        product, old = flow.steps[place], made.operands["y0"]
+        if tensor.base and flow.is_kept(old):
+            continue  # a result has the shape of its own
+        same = _in_its_shape(workshop, made, tensor, product.operands["y0"]) if tensor.base else made
+        fused = None if same is None else _matmul_map(product, same, product.operands["y0"])
+        if fused is not None and workshop.has_kernels(fused):
             if tensor.base:
                 renamed[old.name] = fused.operands["y0"]
             flow.drop(place)
             flow.put(number, fused)
             return
-        made = flow.steps[number]
 
 
 def _in_its_shape(workshop: Workshop, made: Step, view: Tensor, whole: Tensor) -> Step | None:

@@ -234,3 +234,11 @@ def test_for_a_gpu_the_last_window_may_lie_inside_partly(
 )
 def test_for_a_gpu_other_pools_are_islands(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
     assert for_a_gpu(op, [some(2, 4, 7, 7)], tmp_path, kernel_shape=[2, 2], **attributes) == ["island"]
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(("rows", "fused"), [(512, True), (1024, False)])
+def test_for_a_gpu_what_is_too_much_to_hold_unfolded_is_an_island(rows: int, fused: bool, tmp_path: Path) -> None:
+    """4 * 9 * 1022 * 1900 elements are more than 2 ** 26, half as many are less."""
+    inputs = [some(1, 4, rows, 1902), some(1, 4, 3, 3)]
+    assert ("unfold" in for_a_gpu("Conv", inputs, tmp_path)) is fused
